@@ -1,0 +1,174 @@
+"""E-mail triggers: mart_user_segments -> crm.email_queue.
+
+Mail workers send what the segment asks for. The rules of the queue (episodes, cooldowns,
+cancelling) are in docs/email-queue.md; what needs the queue's state is decided in
+sql/postgres/email_triggers.sql, what the mart alone tells in `transform`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from datetime import timedelta
+
+import dataframely as dy
+import polars as pl
+
+from etl import log, postgres
+from etl.contract import no_nul
+from etl.options import Options, SyncResult
+from etl.run import Run, execute
+from etl.user_segments import UserSegment
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One template: whom it is for, what opens an occasion, and how often it may be sent."""
+
+    segment: str
+    template: str
+    priority: int  # 1 is the most urgent
+    episode: str  # the column with the fact that opens the occasion
+    max_age: timedelta  # older occasions are old news: no mail
+    cooldown: timedelta | None  # before the same template again; None: never again
+    payload: tuple[str, ...]  # what the mail may say
+
+
+_VISIT = ("segment", "last_seen_at", "platform", "country")
+_HISTORY = (*_VISIT, "total_searches", "total_conversions", "lifetime_value")
+
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+
+# fmt: off
+RULES = (
+    # segment, template, priority, episode, max age, cooldown, payload
+    Rule("abandoned_search", "abandoned_search", 1, "last_seen_at",  72 * _HOUR, 24 * _HOUR, _HISTORY),
+    Rule("new_user",         "welcome",          2, "first_seen_at", 14 * _DAY,  None,       _VISIT),
+    Rule("at_risk",          "win_back",         3, "last_seen_at",  180 * _DAY, 30 * _DAY,  _HISTORY),
+    Rule("high_value",       "loyalty",          4, "last_seen_at",  90 * _DAY,  90 * _DAY,  _HISTORY),
+)
+# fmt: on
+
+# Raise it when a field of a payload changes its meaning: mail templates can tell.
+PAYLOAD_VERSION = 1
+
+# The one episode of a user, for ever, where the mart has no visit columns.
+EVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class Audience(UserSegment):
+    """One row of the mart, as sql/warehouse/email_triggers.sql hands it over."""
+
+    first_seen_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+    last_seen_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+    platform = dy.String(nullable=True, check={"nul": no_nul})
+    country = dy.String(nullable=True, check={"nul": no_nul})
+
+
+def sync(
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    wait: float = 0,
+    shards: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> SyncResult:
+    """Bring crm.email_queue up to the mart.
+
+    Args:
+        dry_run: do all of it, then roll back; the counts are those of the real run.
+        force: go past the guards.
+        wait: seconds to wait for another run of this sync before giving up.
+        shards: walk the mart in this many hash shards, one after the other, to bound memory.
+        shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+
+    Returns:
+        extracted and rejected count rows of the mart, the others mails: inserted (queued),
+        updated (refreshed, or pending again), unchanged, cancelled, suppressed, held_back.
+
+    Raises:
+        SyncError: nothing was changed; the message says why, `.result` what was known.
+    """
+    options = Options(dry_run, force, wait=wait, shards=shards, shard=shard)
+    return execute("email_triggers", load, options)
+
+
+def load(run: Run) -> None:
+    """Fetch, check, reshape, stage, decide and merge; `execute` judges and commits."""
+    mart = _with_lasting_episodes(run, run.read(Audience))
+    triggers = transform(mart, run.as_of)
+    others = mart.join(triggers, on="user_id", how="anti").select("user_id", rejected=False)
+    rejected = run.rejected_users().select("user_id", rejected=True)
+    postgres.stage(run.postgres, "triggers", triggers)
+    postgres.stage(run.postgres, "others", pl.concat([others, rejected]))
+    postgres.stage(run.postgres, "rules", _rules())
+    gap = run.settings.email_min_gap_hours
+    run.count(postgres.merge(run.postgres, "email_triggers", run.as_of, gap, *run.shard))
+
+
+def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
+    """Tell whom the mart would have us mail, whatever the queue says. Pure.
+
+    Args:
+        mart: columns of `Audience`, one row a user.
+        as_of: the mart's build time; the age of an occasion is measured against it.
+
+    Returns:
+        One row per user whose segment calls for a mail: user_id str, template str, episode_at
+        datetime UTC (null: unknown), priority i16, payload str (JSON), due bool (the occasion
+        is known and fresh; the others tell the merge that the user is still in the segment).
+    """
+    return pl.concat([_triggers(mart, rule, as_of) for rule in RULES]).sort("user_id")
+
+
+def _triggers(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame:
+    episode = pl.col(rule.episode)
+    fresh = (episode == EVER) | (episode >= as_of - rule.max_age)
+    return mart.filter(pl.col("segment") == rule.segment).select(
+        "user_id",
+        template=pl.lit(rule.template),
+        episode_at=episode,
+        priority=pl.lit(rule.priority, pl.Int16),
+        payload=_payload(rule),
+        due=fresh.fill_null(False),
+    )
+
+
+def _payload(rule: Rule) -> pl.Expr:
+    """The mail's own data as JSON: no more of a person than the template needs."""
+    known = {
+        # A text, not a float: cents stay exact.
+        "lifetime_value": pl.col("lifetime_value").cast(pl.String),
+        "last_seen_at": pl.col("last_seen_at").replace(EVER, None).dt.to_string("iso:strict"),
+    }
+    fields = [known.get(name, pl.col(name)).alias(name) for name in rule.payload]
+    return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
+
+
+def _with_lasting_episodes(run: Run, mart: pl.DataFrame) -> pl.DataFrame:
+    """Give a mart without visit columns one episode per user and template, for ever."""
+    visits = sorted({rule.episode for rule in RULES} - run.mart_columns)
+    absent = [name for name in visits if mart[name].null_count() == len(mart)]
+    if absent and run.mart_columns:
+        log.warning(
+            "episodes.lasting", absent=absent, meaning="each template is queued once a user"
+        )
+        return mart.with_columns(pl.lit(EVER).alias(name) for name in absent)
+    return mart
+
+
+def _rules() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "template": [rule.template for rule in RULES],
+            "max_age": [rule.max_age.total_seconds() for rule in RULES],
+            "cooldown": [rule.cooldown and rule.cooldown.total_seconds() for rule in RULES],
+        },
+        schema={"template": pl.String, "max_age": pl.Float64, "cooldown": pl.Float64},
+    )
+
+
+if __name__ == "__main__":
+    from etl import cli
+
+    cli.main("email_triggers")

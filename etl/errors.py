@@ -1,0 +1,45 @@
+"""What can go wrong, as the caller sees it: one line of text and an exit code."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from etl.options import SyncResult
+
+
+class SyncError(Exception):
+    """A run that did not do its work; the message says what, where and what to do.
+
+    `result` holds what the run knew of itself when it stopped; `exit_code` is what the
+    command line ends with.
+    """
+
+    exit_code = 1
+    status = "failed"
+    result: SyncResult | None = None
+
+
+class UsageError(SyncError):
+    """A flag, an argument or a setting that cannot be meant; nothing was run."""
+
+    exit_code = 2
+
+
+class Refused(SyncError):  # noqa: N818  (a refusal is an outcome, not a defect)
+    """A guard stopped the run before it changed anything; `--force` goes on."""
+
+    exit_code = 3
+    status = "refused"
+
+
+class Stopped(BaseException):
+    """A signal ended the run; not an Exception, so that nothing on the way mistakes it for one."""
+
+    status = "cancelled"
+    result: SyncResult | None = None
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.exit_code = 128 + number

@@ -1,0 +1,151 @@
+"""What must hold before a run may commit or send anything.
+
+Each guard compares two figures and, when they look wrong, says both and what was allowed.
+`judge` collects every guard that fires; `--force` skips them all.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from etl.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from etl.settings import Settings
+
+# Below this many rows a fraction says little: ten users of twenty may well change in a day.
+SMALL_TARGET = 1_000
+
+# Cancelling this many pending mails is everyday business, whatever part of them it is.
+FEW_CANCELS = 100
+
+
+@dataclass
+class Figures:
+    """What the guards compare; a figure that a sync does not have stays as it is."""
+
+    mart_rows: int = 0  # rows of the whole mart
+    previous_mart_rows: int | None = None  # the same at the last ok run
+    built_at: dt.datetime | None = None  # when dbt built the mart, UTC
+    extracted: int = 0  # rows read: of the mart, or of this run's shard
+    rejected: int = 0
+    target_rows: int = 0  # rows of the target before the run
+    moved: int = 0  # users of the target that change segment
+    deleted: int = 0
+    queue_rows: int = 0  # rows of the mail queue before the run
+    pending: int = 0  # of them waiting to be sent
+    queued: int = 0  # mails that the run would add
+    withdrawn: int = 0  # pending mails that the run would cancel for the mart's sake
+    expires: str = ""  # what running out of date means to this sync's readers
+
+
+def judge(figures: Figures, settings: Settings) -> None:
+    """Check every guard.
+
+    Raises:
+        Refused: naming all guards that fire, with the figures compared.
+    """
+    fired = [message for guard in _GUARDS if (message := guard(figures, settings))]
+    if fired:
+        raise Refused(f"refused: {'; '.join(fired)}. If this is meant, run again with --force")
+
+
+def _empty(figures: Figures, _: Settings) -> str | None:
+    return None if figures.mart_rows else "empty: the mart has no rows"
+
+
+def _shrunk(figures: Figures, settings: Settings) -> str | None:
+    before, now = figures.previous_mart_rows, figures.mart_rows
+    if not before or _part(before - now, before) <= settings.guard_max_shrink:
+        return None
+    allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
+    return f"shrunk: the mart has {now:,} rows, {before:,} at the last ok run ({allowed})"
+
+
+def _rejects(figures: Figures, settings: Settings) -> str | None:
+    return _exceeds(
+        "rejects: {:,} of {:,} rows break the contract",
+        figures.rejected,
+        figures.extracted,
+        ("GUARD_MAX_REJECTED", settings.guard_max_rejected),
+    )
+
+
+def _deletes(figures: Figures, settings: Settings) -> str | None:
+    return _exceeds(
+        "deletes: {:,} of {:,} users of the target would be deleted",
+        figures.deleted,
+        figures.target_rows,
+        ("GUARD_MAX_DELETE", settings.guard_max_delete),
+    )
+
+
+def _churn(figures: Figures, settings: Settings) -> str | None:
+    if figures.target_rows <= SMALL_TARGET:
+        return None
+    return _exceeds(
+        "churn: {:,} of {:,} users of the target would change segment",
+        figures.moved,
+        figures.target_rows,
+        ("GUARD_MAX_CHANGE", settings.guard_max_change),
+    )
+
+
+def _stale(figures: Figures, settings: Settings) -> str | None:
+    if figures.built_at is None:
+        return None
+    hours = (dt.datetime.now(dt.UTC) - figures.built_at) / dt.timedelta(hours=1)
+    if hours <= settings.guard_max_age_hours:
+        return None
+    allowed = f"GUARD_MAX_AGE_HOURS={settings.guard_max_age_hours:g}"
+    built = f"{figures.built_at:%Y-%m-%d %H:%M} UTC"
+    return f"stale: the mart was built {hours:,.0f} hours ago, {built} ({allowed}){figures.expires}"
+
+
+def _flood(figures: Figures, settings: Settings) -> str | None:
+    if figures.queue_rows <= SMALL_TARGET:
+        return None
+    return _exceeds(
+        "flood: mails for {:,} of {:,} users would be queued",
+        figures.queued,
+        figures.extracted,
+        ("GUARD_MAX_MAILS", settings.guard_max_mails),
+    )
+
+
+def _wipe(figures: Figures, settings: Settings) -> str | None:
+    if figures.withdrawn <= FEW_CANCELS:
+        return None
+    return _exceeds(
+        "wipe: {:,} of {:,} pending mails would be cancelled",
+        figures.withdrawn,
+        figures.pending,
+        ("GUARD_MAX_CANCEL", settings.guard_max_cancel),
+    )
+
+
+_GUARDS: tuple[Callable[[Figures, Settings], str | None], ...] = (
+    _empty,
+    _shrunk,
+    _rejects,
+    _deletes,
+    _churn,
+    _stale,
+    _flood,
+    _wipe,
+)
+
+
+def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:
+    name, allowed = limit
+    if _part(part, whole) <= allowed:
+        return None
+    return f"{message.format(part, whole)} ({name}={allowed:g})"
+
+
+def _part(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

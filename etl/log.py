@@ -1,0 +1,87 @@
+"""Events with stable names and fields, on the standard logger `etl`.
+
+Library code only emits; how lines look is the command line's business (`configure`), so that
+Airflow and notebooks keep their own handlers. No user data: counts, and at most one key.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOGGER = logging.getLogger("etl")
+_context: ContextVar[dict[str, Any] | None] = ContextVar("etl_log_context", default=None)
+
+
+def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log one event, such as `event("mart.read", rows=10_000, seconds=0.21)`."""
+    if _LOGGER.isEnabledFor(level):
+        every = {**(_context.get() or {}), **fields}
+        text = " ".join([name, *(f"{key}={value}" for key, value in every.items())])
+        _LOGGER.log(level, text, extra={"etl_event": name, "etl_fields": every})
+
+
+def warning(name: str, **fields: Any) -> None:
+    """Log an event that somebody should look at."""
+    event(name, logging.WARNING, **fields)
+
+
+@contextmanager
+def context(**fields: Any) -> Iterator[None]:
+    """Put fields (sync, run_id) on every event inside the block."""
+    token = _context.set({**(_context.get() or {}), **fields})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def configure() -> None:
+    """Send events to stderr: readable on a terminal, JSON lines otherwise (LOG_FORMAT)."""
+    style = os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Text() if style == "text" else _Json())
+    _LOGGER.handlers = [handler]
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = dt.datetime.fromtimestamp(record.created).astimezone()
+        fields = dict(getattr(record, "etl_fields", {}))
+        run_id = str(fields.pop("run_id", ""))[:8]
+        parts = [f"{moment:%H:%M:%S}", run_id, getattr(record, "etl_event", record.getMessage())]
+        if record.levelno > logging.INFO:
+            parts.insert(1, record.levelname.lower())
+        parts += [f"{key}={_readable(value)}" for key, value in fields.items()]
+        return " ".join(part for part in parts if part)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        import orjson
+
+        moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
+        line = {
+            "at": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "etl_event", record.getMessage()),
+            **getattr(record, "etl_fields", {}),
+        }
+        return orjson.dumps(line, default=str).decode()
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = str(value)
+    return f'"{text}"' if " " in text else text

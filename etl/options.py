@@ -1,0 +1,82 @@
+"""What a sync is asked (Options) and what it answers (SyncResult)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+from etl.errors import UsageError
+
+# What a result counts: every sync, and some syncs beside.
+COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
+EXTRA = {
+    "email_triggers": ("cancelled", "suppressed", "held_back"),
+    "recommendations": ("written",),
+}
+COUNTS = (*COMMON, *EXTRA["email_triggers"], *EXTRA["recommendations"])
+
+
+class SyncResult(TypedDict):
+    """What a run did; plain values, so that a scheduler can store it. None: not known."""
+
+    sync: str
+    run_id: str
+    status: str  # ok, failed, refused, cancelled
+    dry_run: bool
+    extracted: int | None
+    rejected: int | None
+    inserted: int | None
+    updated: int | None
+    unchanged: int | None
+    deleted: int | None
+    written: NotRequired[int | None]  # recommendations
+    cancelled: NotRequired[int | None]  # email_triggers
+    suppressed: NotRequired[int | None]  # email_triggers
+    held_back: NotRequired[int | None]  # email_triggers
+    seconds: float
+    error: NotRequired[str]  # when not ok
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; the same words as the flags of the command line."""
+
+    dry_run: bool = False
+    force: bool = False
+    delete_missing: bool = False
+    wait: float = 0
+    shards: int = 1
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dry_run", "force", "delete_missing"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, not {value!r}")
+        if not _is_number(self.wait) or self.wait < 0:
+            raise UsageError(f"wait must be a number of seconds, not {self.wait!r}")
+        if not _is_count(self.shards) or self.shards < 1:
+            raise UsageError(f"shards must be a whole number from 1 on, not {self.shards!r}")
+        if self.shard is not None and not _is_shard(self.shard):
+            raise UsageError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
+
+    @property
+    def walk(self) -> list[tuple[int, int]]:
+        """The shards to load, one after the other."""
+        if self.shard is not None:
+            return [(int(self.shard[0]), int(self.shard[1]))]
+        return [(index, self.shards) for index in range(self.shards)]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_shard(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    index, of = value
+    return _is_count(index) and _is_count(of) and 0 <= index < of

@@ -1,0 +1,116 @@
+"""Recommendations: mart_recommendations -> Redis `reco:<user_id>`, for a day.
+
+The search page personalises with one O(1) read. Keys are overwritten; safe to run twice. A
+user with nothing worth recommending gets no key, and the key of one who left expires.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dataframely as dy
+import orjson
+import polars as pl
+
+from etl import cache
+from etl.contract import no_nul
+from etl.options import Options, SyncResult
+from etl.run import Run, execute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
+MIN_SCORE = 0.5  # a destination must score above this
+MOST = 10  # destinations of one user
+
+
+class Recommendation(dy.Schema):
+    """One row of the mart, as sql/warehouse/recommendations.sql hands it over."""
+
+    user_id = dy.String(primary_key=True, min_length=1, max_length=255, check={"nul": no_nul})
+    destination = dy.String(primary_key=True, min_length=1)
+    score = dy.Float64(nullable=False, min=0, max=1)
+    rank = dy.Int64(nullable=True, min=1)
+    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+
+
+def sync(
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    wait: float = 0,
+    shards: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> SyncResult:
+    """Bring the keys reco:* up to the mart.
+
+    Args:
+        dry_run: only read, and count the keys that would be new, changed or the same.
+        force: go past the guards.
+        wait: seconds to wait for another run of this sync before giving up.
+        shards: walk the mart in this many hash shards, one after the other, to bound memory.
+        shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+
+    Returns:
+        extracted and rejected count rows of the mart (one per user and destination), the
+        others keys.
+
+    Raises:
+        SyncError: not every key was written; the message says why, `.result` what was known.
+    """
+    options = Options(dry_run, force, wait=wait, shards=shards, shard=shard)
+    return execute("recommendations", load, options, needs_postgres=False)
+
+
+def load(run: Run) -> None:
+    """Fetch, check and reshape; let the guards judge before the first key is sent."""
+    recommendations = transform(run.read(Recommendation))
+    run.judge()
+    client = cache.connect(run.settings)
+    with client:
+        if run.options.dry_run:
+            run.count(cache.compare(client, values(recommendations), run.settings))
+        else:
+            run.count({"written": cache.write(client, values(recommendations), TTL, run.settings)})
+
+
+def transform(mart: pl.DataFrame) -> pl.DataFrame:
+    """Reshape rows of the mart into one row a user. Pure.
+
+    Args:
+        mart: columns of `Recommendation`, one row a user and destination. Without ranks the
+            order is score, then destination.
+
+    Returns:
+        user_id str, destinations list[str] (best first, at most 10, scores above 0.5), score
+        f64 (their mean, rounded to 4 places); in the order of the key.
+    """
+    best_first = mart.filter(pl.col("score") > MIN_SCORE).sort(
+        "user_id",
+        "rank",
+        "score",
+        "destination",
+        descending=[False, False, True, False],
+        nulls_last=True,
+    )
+    return best_first.group_by("user_id", maintain_order=True).agg(
+        destinations=pl.col("destination").head(MOST),
+        score=pl.col("score").head(MOST).mean().round(4),
+    )
+
+
+def values(recommendations: pl.DataFrame) -> Iterator[cache.Batch]:
+    """Build the keys and their JSON values, a batch at a time, from what `transform` returns."""
+    for part in recommendations.iter_slices(cache.BATCH_KEYS):
+        columns = (part[name].to_list() for name in ("user_id", "destinations", "score"))
+        yield [
+            (f"reco:{user_id}", orjson.dumps({"destinations": destinations, "score": score}))
+            for user_id, destinations, score in zip(*columns, strict=True)
+        ]
+
+
+if __name__ == "__main__":
+    from etl import cli
+
+    cli.main("recommendations")

@@ -1,0 +1,164 @@
+"""Every environment variable of the service, read once and passed down.
+
+A variable is looked for in the environment, then as a Docker secret (a file named like the
+variable in lower case under /run/secrets), then comes the default. An empty one counts as
+unset. libpq's own variables (PGSSLMODE, PGSSLROOTCERT, PGPASSFILE, ...) are read by libpq.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from etl.errors import UsageError
+
+SECRETS = Path("/run/secrets")
+
+
+def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
+    """One field: its meaning (the README's words), its limits, and whether to hide it."""
+    return field(default=default, repr=not secret, metadata={"meaning": meaning, **limits})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's settings; each field is the variable of the same name in capitals."""
+
+    duckdb_path: str = _setting("/data/searchflow.duckdb", "the warehouse file dbt writes")
+    mart_schema: str | None = _setting(None, "schema of the marts; found by itself when unset")
+    etl_sql_dir: str | None = _setting(None, "folder with your own warehouse queries")
+
+    postgres_host: str = _setting("postgres", "server, or folder of its Unix socket")
+    postgres_port: int = _setting(5432, "", min=1, max=65535)
+    postgres_db: str = _setting("searchflow", "")
+    postgres_user: str = _setting("airflow", "")
+    postgres_password: str | None = _setting(
+        "airflow", "left to libpq when unset and PGPASSWORD or PGPASSFILE is set", secret=True
+    )
+
+    redis_host: str = _setting("redis", "")
+    redis_port: int = _setting(6379, "", min=1, max=65535)
+    redis_db: int = _setting(0, "", min=0)
+    redis_username: str | None = _setting(None, "ACL user")
+    redis_password: str | None = _setting(None, "", secret=True)
+    redis_tls: bool = _setting(False, "speak TLS to Redis")
+
+    email_min_gap_hours: float = _setting(24.0, "hours between any two mails to a user", min=0)
+
+    guard_max_shrink: float = _setting(
+        0.5, "refuse a mart that lost more than this part of its rows", min=0, max=1
+    )
+    guard_max_rejected: float = _setting(
+        0.01, "refuse when more than this part of the rows is rejected", min=0, max=1
+    )
+    guard_max_delete: float = _setting(
+        0.1, "refuse a mirror run that deletes more than this part of the target", min=0, max=1
+    )
+    guard_max_change: float = _setting(
+        0.6, "refuse when more than this part of the users changes segment", min=0, max=1
+    )
+    guard_max_age_hours: float = _setting(48.0, "refuse a mart built longer ago", min=0)
+    guard_max_mails: float = _setting(
+        0.25, "refuse to queue mails for more than this part of the users", min=0, max=1
+    )
+    guard_max_cancel: float = _setting(
+        0.5, "refuse to cancel more than this part of the pending mails", min=0, max=1
+    )
+    reject_limit: int = _setting(10_000, "rejected rows kept of one run", min=0)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Read every setting.
+
+        Raises:
+            UsageError: naming every variable that does not parse or is out of range.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for setting in fields(cls):
+            name = setting.name.upper()
+            text = environment.get(name) or _secret(setting.name)
+            if not text:
+                continue
+            try:
+                values[setting.name] = _parse(setting, text)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise UsageError("settings: " + "; ".join(problems))
+        if "postgres_password" not in values and (
+            environment.get("PGPASSWORD") or environment.get("PGPASSFILE")
+        ):
+            values["postgres_password"] = None
+        return cls(**values)
+
+    @property
+    def secrets(self) -> list[str]:
+        """Values that no output may contain; the default everybody knows is none."""
+        default = Settings.postgres_password
+        return [v for v in (self.postgres_password, self.redis_password) if v and v != default]
+
+    @property
+    def postgres_address(self) -> str:
+        """How messages name the database: user@host:port/db."""
+        return f"{self.postgres_user}@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}"
+
+    @property
+    def redis_address(self) -> str:
+        """How messages name the Redis server: host:port/db."""
+        return f"{self.redis_host}:{self.redis_port}/{self.redis_db}"
+
+
+def _secret(name: str) -> str | None:
+    path = SECRETS / name
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.is_file() else None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"settings: cannot read the secret {path}: {error}") from None
+
+
+def _parse(setting: Field[Any], text: str) -> Any:
+    kind = str(setting.type).removesuffix(" | None")
+    value = _PARSERS[kind](text)
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("has a NUL byte")
+    low, high = setting.metadata.get("min"), setting.metadata.get("max")
+    if (low is not None and value < low) or (high is not None and value > high):
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{text!r} is out of range, give a number {allowed}")
+    return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number")
+    return value
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in {"true", "false", "1", "0", "yes", "no"}:
+        raise ValueError(f"{text!r} is not a switch, give true or false")
+    return text.lower() in {"true", "1", "yes"}
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": _integer,
+    "float": _number,
+    "bool": _switch,
+}

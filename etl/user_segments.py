@@ -1,0 +1,90 @@
+"""User segments: mart_user_segments -> crm.user_segments.
+
+Sales and support see each user's segment there. One transaction; safe to run twice.
+"""
+
+from __future__ import annotations
+
+import dataframely as dy
+import polars as pl
+
+from etl import postgres
+from etl.contract import no_nul
+from etl.options import Options, SyncResult
+from etl.run import Run, execute
+
+
+class UserSegment(dy.Schema):
+    """One row of the mart, as sql/warehouse/user_segments.sql hands it over."""
+
+    user_id = dy.String(primary_key=True, min_length=1, max_length=255, check={"nul": no_nul})
+    segment = dy.String(nullable=False, min_length=1, check={"nul": no_nul})
+    total_searches = dy.Int64(nullable=False, min=0)
+    total_conversions = dy.Int64(nullable=False, min=0)
+    lifetime_value = dy.Decimal(precision=14, scale=2, nullable=False, min=0)
+    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+
+
+def sync(
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    delete_missing: bool = False,
+    wait: float = 0,
+    shards: int = 1,
+    shard: tuple[int, int] | None = None,
+) -> SyncResult:
+    """Bring crm.user_segments up to the mart.
+
+    Args:
+        dry_run: do all of it, then roll back; the counts are those of the real run.
+        force: go past the guards.
+        delete_missing: also delete the users who left the mart.
+        wait: seconds to wait for another run of this sync before giving up.
+        shards: walk the mart in this many hash shards, one after the other, to bound memory.
+        shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+
+    Returns:
+        Counts of users: extracted = rejected + inserted + updated + unchanged.
+
+    Raises:
+        SyncError: nothing was changed; the message says why, `.result` what was known.
+    """
+    return execute(
+        "user_segments", load, Options(dry_run, force, delete_missing, wait, shards, shard)
+    )
+
+
+def load(run: Run) -> None:
+    """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
+    segments = transform(run.read(UserSegment))
+    postgres.stage(run.postgres, "staging", segments)
+    run.count(postgres.merge(run.postgres, "user_segments"))
+    if run.options.delete_missing:
+        postgres.stage(run.postgres, "rejected", run.rejected_users())
+        run.count(postgres.merge(run.postgres, "user_segments_mirror", *run.shard))
+
+
+def transform(mart: pl.DataFrame) -> pl.DataFrame:
+    """Reshape rows of the mart into rows of crm.user_segments. Pure.
+
+    Args:
+        mart: columns of `UserSegment`, one row a user.
+
+    Returns:
+        user_id str, segment str, total_searches i64, total_conversions i64, lifetime_value
+        decimal(14,2) in the currency of the mart; in the order of the key.
+    """
+    return mart.select(
+        "user_id",
+        "segment",
+        pl.col("total_searches").cast(pl.Int64),
+        pl.col("total_conversions").cast(pl.Int64),
+        pl.col("lifetime_value").cast(pl.Decimal(14, 2)),
+    ).sort("user_id")
+
+
+if __name__ == "__main__":
+    from etl import cli
+
+    cli.main("user_segments")

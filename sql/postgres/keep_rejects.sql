@@ -1,0 +1,4 @@
+-- Move the staged rejects of run $1, sync $2 to where operators look for them.
+INSERT INTO etl.rejected_rows (run_id, sync, key, reasons, row)
+SELECT $1, $2, key, reasons, row::jsonb
+FROM pg_temp.rejects

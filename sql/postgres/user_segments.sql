@@ -1,0 +1,58 @@
+-- Merge the staged segments into crm.user_segments and count what that did.
+-- Only new and different rows are written, so that synced_at means what it says and an
+-- unchanged mart costs a join and nothing else.
+WITH changes AS MATERIALIZED (
+    SELECT
+        s.user_id,
+        s.segment,
+        s.total_searches,
+        s.total_conversions,
+        s.lifetime_value,
+        t.user_id IS NULL AS is_new,
+        t.user_id IS NOT NULL AND t.segment IS DISTINCT FROM s.segment AS moves
+    FROM pg_temp.staging AS s
+    LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
+    WHERE
+        t.user_id IS NULL
+        OR (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+        IS DISTINCT FROM
+        (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
+),
+
+written AS (
+    INSERT INTO crm.user_segments AS t (
+        user_id, segment, total_searches, total_conversions, lifetime_value,
+        segment_changed_at, synced_at
+    )
+    SELECT
+        user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
+    FROM changes
+    -- One order for every writer: two that meet wait for each other and never deadlock.
+    ORDER BY user_id
+    ON CONFLICT (user_id) DO UPDATE SET
+        segment = excluded.segment,
+        total_searches = excluded.total_searches,
+        total_conversions = excluded.total_conversions,
+        lifetime_value = excluded.lifetime_value,
+        previous_segment = CASE
+            WHEN t.segment IS DISTINCT FROM excluded.segment THEN t.segment
+            ELSE t.previous_segment
+        END,
+        segment_changed_at = CASE
+            WHEN t.segment IS DISTINCT FROM excluded.segment THEN excluded.segment_changed_at
+            ELSE t.segment_changed_at
+        END,
+        synced_at = excluded.synced_at
+)
+
+SELECT
+    count(*) FILTER (WHERE is_new) AS inserted,
+    count(*) FILTER (WHERE NOT is_new) AS updated,
+    (SELECT count(*) FROM pg_temp.staging) - count(*) AS unchanged,
+    count(*) FILTER (WHERE moves) AS moved,
+    -- What the churn guard compares with: counted only when it can matter.
+    CASE
+        WHEN count(*) FILTER (WHERE moves) > 0 THEN (SELECT count(*) FROM crm.user_segments)
+        ELSE 0
+    END AS target_rows
+FROM changes

@@ -1,0 +1,14 @@
+-- What recommendations reads, by the contract's names. Another name in your mart? Edit it here.
+-- COLUMNS('^(a|b)$') stands for a required column that may bear either name.
+-- The empty last branch makes optional columns null where the mart has none.
+SELECT
+    COLUMNS('^(user_id)$') AS user_id,
+    COLUMNS('^(recommended_destination|destination)$') AS destination,
+    COLUMNS('^(recommendation_score|score)$') AS score,
+    rank,
+    generated_at AS built_at
+FROM (
+    FROM mart_recommendations
+    UNION ALL BY NAME
+    SELECT NULL::BIGINT AS rank, NULL::TIMESTAMPTZ AS generated_at WHERE false
+)
