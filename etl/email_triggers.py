@@ -35,17 +35,17 @@ class Rule:
 
 
 _VISIT = ("segment", "last_seen_at", "platform", "country")
-_HISTORY = (*_VISIT, "total_searches", "total_conversions", "lifetime_value")
+_FULL = (*_VISIT, "total_searches", "total_conversions", "lifetime_value")
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 # fmt: off
 RULES = (
     # segment, template, priority, episode, max age, cooldown, payload
-    Rule("abandoned_search", "abandoned_search", 1, "last_seen_at",  72 * _HOUR, 24 * _HOUR, _HISTORY),
+    Rule("abandoned_search", "abandoned_search", 1, "last_seen_at",  72 * _HOUR, 24 * _HOUR, _FULL),
     Rule("new_user",         "welcome",          2, "first_seen_at", 14 * _DAY,  None,       _VISIT),
-    Rule("at_risk",          "win_back",         3, "last_seen_at",  180 * _DAY, 30 * _DAY,  _HISTORY),
-    Rule("high_value",       "loyalty",          4, "last_seen_at",  90 * _DAY,  90 * _DAY,  _HISTORY),
+    Rule("at_risk",          "win_back",         3, "last_seen_at",  180 * _DAY, 30 * _DAY,  _FULL),
+    Rule("high_value",       "loyalty",          4, "last_seen_at",  90 * _DAY,  90 * _DAY,  _FULL),
 )
 # fmt: on
 

@@ -1,0 +1,56 @@
+"""A warehouse for the demo and the tests: both marts as a dbt project would leave them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from etl import queries
+
+
+def build(
+    path: Path,
+    users: int = 10_000,
+    *,
+    epoch: datetime | None = None,
+    built_at: datetime | None = None,
+) -> None:
+    """Write a DuckDB file with `users` users in the schema main_marketing.
+
+    The file appears at `path` complete or not at all, in place of one that is there.
+
+    Args:
+        path: the file; its folder must exist.
+        users: a smaller warehouse holds the first users of a larger one.
+        epoch: the moment before which everybody visited; now when not given. The same epoch
+            gives the same users, visits, figures and recommendations again, so whoever wants
+            a second sync to find nothing changed keeps it between builds.
+        built_at: what segmented_at, generated_at and the ages say; now when not given.
+
+    Raises:
+        ValueError: a time without a zone, which could be anybody's.
+    """
+    now = datetime.now(UTC)
+    epoch, built_at = epoch or now, built_at or now
+    if epoch.tzinfo is None or built_at.tzinfo is None:
+        raise ValueError("epoch and built_at need a time zone")
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
+        draft = Path(folder, path.name)
+        _fill(draft, users, epoch.astimezone(UTC).replace(tzinfo=None), built_at)
+        os.replace(draft, path)
+    # The log of the file that was replaced must not be replayed into this one.
+    path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+
+
+def _fill(path: Path, users: int, epoch: datetime, built_at: datetime) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE SCHEMA main_marketing")
+        connection.execute(
+            queries.load("sample", "mart_user_segments"),
+            {"users": users, "epoch": epoch, "built_at": built_at},
+        )
+        connection.execute(queries.load("sample", "mart_recommendations"), {"built_at": built_at})

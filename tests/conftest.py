@@ -1,0 +1,135 @@
+"""Real servers for every test: one Postgres and one Valkey a session, emptied between tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+import redis
+
+from etl import postgres
+from etl.embedded import Servers, running
+from etl.init_db import init_db
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Both servers, with durability off: what a test does need not survive a power cut."""
+    fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    # Not pytest's own folder: as root the servers run as a user who may not enter that.
+    with tempfile.TemporaryDirectory(prefix="etl-tests-") as folder:
+        os.chmod(folder, 0o755)  # noqa: PTH101
+        with running(Path(folder), settings=fast) as both:
+            yield both
+
+
+@pytest.fixture
+def environment(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Point the service at empty servers and at a warehouse path where no file is yet."""
+    warehouse = tmp_path / "warehouse.duckdb"
+    for name in [name for name in os.environ if name.startswith(("POSTGRES_", "REDIS_", "PG"))]:
+        monkeypatch.delenv(name)
+    for name, value in {**servers.environment, "DUCKDB_PATH": str(warehouse)}.items():
+        monkeypatch.setenv(name, value)
+    with redis.Redis(port=servers.redis_port) as client:
+        client.flushall()
+    init_db()
+    yield warehouse
+    connection = postgres.connect(Settings.from_environment(), "tests")
+    postgres.execute(connection, "DROP SCHEMA IF EXISTS crm, etl CASCADE")
+    connection.commit()
+    connection.close()
+
+
+@pytest.fixture
+def database(environment: Path) -> Iterator[Connection]:
+    """A connection to the test database; `commit` to let others see what you did."""
+    connection = postgres.connect(Settings.from_environment(), "tests")
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def select(database: Connection) -> Callable[..., list[dict[str, Any]]]:
+    """Rows of a query, as committed now."""
+
+    def run(sql: str, *parameters: Any) -> list[dict[str, Any]]:
+        rows = postgres.select(database, sql, *parameters)
+        database.rollback()
+        return rows
+
+    return run
+
+
+@pytest.fixture
+def keys(servers: Servers, environment: Path) -> Iterator["redis.Redis"]:
+    """The Redis server, as its readers see it."""
+    with redis.Redis(port=servers.redis_port) as client:
+        yield client
+
+
+@pytest.fixture
+def mart(environment: Path) -> Callable[..., None]:
+    """Run SQL statements that make the marts: `mart("CREATE TABLE mart_x AS ...")`."""
+
+    def make(*statements: str) -> None:
+        with duckdb.connect(str(environment)) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            for statement in statements:
+                connection.execute(statement)
+
+    return make
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m <arguments>` as its user would."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def results(finished: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """The objects that `--json` printed."""
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+def segments(rows: str) -> str:
+    """SQL for mart_user_segments with these VALUES rows: id, segment, searches, conversions, value."""
+    return f"""
+        CREATE OR REPLACE TABLE mart_user_segments AS
+        SELECT
+            user_id::VARCHAR AS user_id,
+            segment::VARCHAR AS segment,
+            lifetime_searches::HUGEINT AS lifetime_searches,
+            lifetime_conversions::HUGEINT AS lifetime_conversions,
+            lifetime_revenue::DECIMAL(38, 2) AS lifetime_revenue,
+            now() - INTERVAL 40 DAY AS first_seen_at,
+            now()::TIMESTAMP - INTERVAL 1 HOUR AS last_seen_at,
+            'ios' AS primary_platform,
+            'PT' AS primary_country,
+            now() AS segmented_at
+        FROM (VALUES {rows})
+            AS v(user_id, segment, lifetime_searches, lifetime_conversions, lifetime_revenue)
+    """

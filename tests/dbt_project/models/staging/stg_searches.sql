@@ -1,0 +1,8 @@
+select
+    search_id,
+    session_id,
+    user_id,
+    searched_at,
+    destination,
+    lower(platform) as platform
+from {{ ref('raw_searches') }}

@@ -1,0 +1,5 @@
+select
+    user_id,
+    created_at,
+    upper(country) as country
+from {{ ref('raw_users') }}
