@@ -149,14 +149,19 @@ def _account(folder: Path) -> Account:
 
 
 def _require_access(path: Path, account: Account) -> None:
-    for step in [*reversed(path.parents), path] if account else []:
-        test = ["test", "-x", str(step)]
-        if subprocess.run(test, cwd=step.anchor, check=False, **account).returncode:
-            user = pwd.getpwuid(account["user"]).pw_name
-            raise SyncError(
-                f"{step}: as root the servers run as the user {user}, who may not enter this; "
-                f"allow it (chmod o+x) or work in another folder"
-            )
+    if _may_enter(path, account):
+        return
+    closed = next(step for step in [*reversed(path.parents), path] if not _may_enter(step, account))
+    user = pwd.getpwuid(account["user"]).pw_name
+    raise SyncError(
+        f"{closed}: as root the servers run as the user {user}, who may not enter this; "
+        f"allow it (chmod o+x) or work in another folder"
+    )
+
+
+def _may_enter(path: Path, account: Account) -> bool:
+    test = ["test", "-x", str(path)]
+    return not account or subprocess.run(test, cwd="/", check=False, **account).returncode == 0
 
 
 def _environment(database: Server, cache: Server) -> dict[str, str]:
