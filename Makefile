@@ -1,10 +1,17 @@
 # The day's commands. `make` alone lists them.
 PYTHON ?= python3
 VENV := .venv
+NOTEBOOK := .venv-notebook
+AIRFLOW := .venv-airflow
+COMPOSE ?= docker compose
+SECRETS := secrets
+export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fix test demo demo-shell sync-all run-reverse-etl init-db build lock clean
+.PHONY: help setup check fix test demo demo-shell sync-all run-reverse-etl init-db bench \
+	bench-setup notebook test-notebook up down secrets check-images test-airflow build lock clean
+.DELETE_ON_ERROR:
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +50,64 @@ init-db: setup ## create or complete the tables in Postgres
 sync-all: setup ## run every sync with the settings of the environment
 	@$(RUN) -m etl --sync all
 
-run-reverse-etl: sync-all ## the same as sync-all
+N := 1000000
+bench: setup ## each sync beside its limit and its rivals (N=20000 for a small one)
+	$(RUN) benchmarks/bench.py --users $(N) $(ARGS)
+
+bench-setup: ## .venv-bench: what the bench measures beside this project
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+
+notebook: $(NOTEBOOK)/ready ## open notebooks/explore.ipynb in JupyterLab
+	$(NOTEBOOK)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
+
+test-notebook: $(NOTEBOOK)/ready ## run the notebook from top to bottom
+	env -u DUCKDB_PATH $(NOTEBOOK)/bin/pytest --nbmake --nbmake-timeout=60 notebooks tests/notebook
+
+$(NOTEBOOK)/ready: pyproject.toml requirements-notebook.lock
+	$(PYTHON) -m venv $(NOTEBOOK)
+	$(NOTEBOOK)/bin/python -m pip install --quiet --require-hashes -r requirements-notebook.lock
+	$(NOTEBOOK)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: secrets ## Postgres, Redis and the service in Docker; the warehouse is ./data
+	@mkdir -p "$${WAREHOUSE_DIR:-data}"
+	$(COMPOSE) up --detach --build --wait
+
+down: ## stop them; their data stay
+	$(COMPOSE) down
+
+run-reverse-etl: ## sync-all; in the container when `make up` has started it
+	@if [ -n "$$($(COMPOSE) ps --quiet --status running reverse-etl 2>/dev/null)" ]; then \
+		$(COMPOSE) exec reverse-etl python -m etl --sync all; \
+	else \
+		$(MAKE) --no-print-directory sync-all; \
+	fi
+
+check-images: setup ## Dockerfile and Compose file, as far as that goes without Docker
+	$(VENV)/bin/pytest tests/test_docker.py
+
+test-airflow: setup $(AIRFLOW)/ready ## the DAG in a real Airflow, which has a venv of its own
+	rm -rf $(AIRFLOW)/wheel
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(AIRFLOW)/wheel .
+	$(AIRFLOW)/bin/python -m pip install --quiet --no-deps --force-reinstall $(AIRFLOW)/wheel/*.whl
+	$(VENV)/bin/pytest tests/airflow
+
+$(AIRFLOW)/ready: tests/airflow/requirements.lock
+	$(PYTHON) -m venv --clear $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet --require-hashes -r tests/airflow/requirements.lock
+	@touch $@
+
+secrets: $(SECRETS)/postgres_password.txt $(SECRETS)/redis_acl.txt
+
+$(SECRETS)/%_password.txt:
+	@mkdir -p $(SECRETS) && chmod 700 $(SECRETS)
+	@umask 022 && $(PYTHON) -Ic 'import secrets; print(secrets.token_urlsafe(24))' > $@
+
+# Redis takes the password from its ACL; the user of its health check may ping and no more.
+$(SECRETS)/redis_acl.txt: $(SECRETS)/redis_password.txt
+	@umask 022 && printf 'user default on >%s ~* &* +@all\nuser health on >health -@all +ping\n' \
+		"$$(cat $<)" > $@
 
 build: setup ## wheel and sdist in dist/
 	rm -rf dist
@@ -54,9 +118,15 @@ lock: setup ## pin the dependencies anew, with hashes
 	$(VENV)/bin/uv pip compile $(LOCK) pyproject.toml -o requirements.lock
 	$(VENV)/bin/uv pip compile $(LOCK) --all-extras --group dev -c requirements.lock \
 		pyproject.toml -o requirements-dev.lock
+	$(VENV)/bin/uv pip compile $(LOCK) --all-extras --group notebook -c requirements-dev.lock \
+		pyproject.toml -o requirements-notebook.lock
+	$(VENV)/bin/uv pip compile $(LOCK) -c requirements-dev.lock --group build \
+		-o requirements-build.lock
+	$(VENV)/bin/uv pip compile $(LOCK) -c requirements-dev.lock pyproject.toml \
+		tests/airflow/requirements.in -o tests/airflow/requirements.lock
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links
 
 clean: ## remove .venv, the demo's data and what was built
-	rm -rf $(VENV) .demo dist
+	rm -rf .venv .venv-* .demo dist

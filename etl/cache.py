@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, TypeAlias
 
 import redis
@@ -12,7 +13,7 @@ from etl import log
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from etl.settings import Settings
 
@@ -21,6 +22,18 @@ Batch: TypeAlias = list[tuple[str, bytes]]
 # Keys of one pipeline: some 100 kB on the wire, small enough that a server stays responsive
 # and a lost batch is cheap to send again.
 BATCH_KEYS = 1_000
+
+_HINTS: dict[type[Exception], str] = {
+    redis.AuthenticationError: "check REDIS_USERNAME and REDIS_PASSWORD",
+    redis.exceptions.OutOfMemoryError: "raise maxmemory or let it evict, then run again",
+    redis.exceptions.ReadOnlyError: "set REDIS_HOST to the primary",
+    redis.exceptions.NoPermissionError: (
+        "the user needs ~reco:* +ping +set +mget, and +select where REDIS_DB is not 0"
+    ),
+    redis.ConnectionError: "is it up, and are REDIS_HOST, REDIS_PORT and REDIS_TLS right?",
+    redis.TimeoutError: "is it up, and are REDIS_HOST, REDIS_PORT and REDIS_TLS right?",
+    UnicodeError: "check REDIS_HOST",
+}
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -42,13 +55,15 @@ def connect(settings: Settings) -> redis.Redis:
     )
     try:
         client.ping()
-    except redis.RedisError as error:
+    except (redis.RedisError, UnicodeError) as error:  # the latter: no name for a host
         raise explained(error, settings) from error
     return client
 
 
-def write(client: redis.Redis, batches: Iterable[Batch], ttl: int, settings: Settings) -> int:
-    """SET every key with its TTL in seconds and return how many; every reply is checked.
+def write(
+    client: redis.Redis, batches: Iterable[Batch], total: int, ttl: int, settings: Settings
+) -> Iterator[int]:
+    """SET every key with its TTL in seconds; yield after each batch how many of all are.
 
     Raises:
         SyncError: some keys were not written; the message says how many were.
@@ -61,13 +76,14 @@ def write(client: redis.Redis, batches: Iterable[Batch], ttl: int, settings: Set
         try:
             replies = pipeline.execute(raise_on_error=False)
         except redis.RedisError as error:
-            raise _incomplete(written, error, settings) from error
+            raise explained(error, settings, f"stopped with at least {written:,}", total) from error
         failures = [reply for reply in replies if reply is not True]
         written += len(replies) - len(failures)
+        log.event("keys.sent", logging.DEBUG, rows=written, of=total)
+        yield written
         if failures:
-            raise _incomplete(written, failures[0], settings)
+            raise explained(failures[0], settings, f"stopped with {written:,}", total)
     log.event("cache.written", keys=written)
-    return written
 
 
 def compare(client: redis.Redis, batches: Iterable[Batch], settings: Settings) -> dict[str, int]:
@@ -84,34 +100,20 @@ def compare(client: redis.Redis, batches: Iterable[Batch], settings: Settings) -
     return counts
 
 
-def explained(error: object, settings: Settings) -> SyncError:
+def explained(error: object, settings: Settings, done: str = "", total: int = 0) -> SyncError:
     """Turn a client's or server's error into one line: what, where, what to do."""
-    return SyncError(f"Redis ({settings.redis_address}): {_message(error)}; {_hint(error)}")
-
-
-def _incomplete(written: int, error: object, settings: Settings) -> SyncError:
-    return SyncError(
-        f"Redis ({settings.redis_address}): stopped after {written:,} keys were written:"
-        f" {_message(error)}; {_hint(error)}"
-    )
+    stopped = f"{done} of {total:,} keys written: " if done else ""
+    where = f"Redis ({settings.redis_address})"
+    return SyncError(f"{where}: {stopped}{_message(error)}; {_hint(error)}")
 
 
 def _message(error: object) -> str:
-    # redis-py appends the command, hence user data, to the text of an error in a pipeline.
-    return " ".join(str(error).partition(" of pipeline ")[0].split()) or type(error).__name__
+    # redis-py puts the command, hence user data, in front of an error in a pipeline.
+    text = " ".join(str(error).rpartition(" caused error: ")[2].split())
+    return text.rstrip(".") or type(error).__name__
 
 
 def _hint(error: object) -> str:
-    match error:
-        case redis.AuthenticationError():
-            return "check REDIS_USERNAME and REDIS_PASSWORD"
-        case redis.exceptions.OutOfMemoryError():
-            return "raise maxmemory or let it evict, then run again"
-        case redis.exceptions.ReadOnlyError():
-            return "set REDIS_HOST to the primary"
-        case redis.exceptions.NoPermissionError():
-            return "allow the user +set +mget and ~reco:*"
-        case redis.ConnectionError() | redis.TimeoutError():
-            return "is it up, and are REDIS_HOST and REDIS_PORT right?"
-        case _:
-            return "put it right and run again"
+    if "DB index" in str(error):
+        return "check REDIS_DB"
+    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "run it again")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import dataframely as dy
 import polars as pl
 
-from etl import log, postgres
+from etl import log, postgres, queries
 from etl.contract import no_nul
 from etl.options import Options, SyncResult
 from etl.run import Run, execute
@@ -34,8 +35,8 @@ class Rule:
     payload: tuple[str, ...]  # what the mail may say
 
 
-_VISIT = ("segment", "last_seen_at", "platform", "country")
-_FULL = (*_VISIT, "total_searches", "total_conversions", "lifetime_value")
+_BASE = ("segment", "last_seen_at", "platform", "country")
+_FULL = (*_BASE, "total_searches", "total_conversions", "lifetime_value")
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -43,7 +44,7 @@ _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 RULES = (
     # segment, template, priority, episode, max age, cooldown, payload
     Rule("abandoned_search", "abandoned_search", 1, "last_seen_at",  72 * _HOUR, 24 * _HOUR, _FULL),
-    Rule("new_user",         "welcome",          2, "first_seen_at", 14 * _DAY,  None,       _VISIT),
+    Rule("new_user",         "welcome",          2, "first_seen_at", 14 * _DAY,  None,       _BASE),
     Rule("at_risk",          "win_back",         3, "last_seen_at",  180 * _DAY, 30 * _DAY,  _FULL),
     Rule("high_value",       "loyalty",          4, "last_seen_at",  90 * _DAY,  90 * _DAY,  _FULL),
 )
@@ -52,8 +53,11 @@ RULES = (
 # Raise it when a field of a payload changes its meaning: mail templates can tell.
 PAYLOAD_VERSION = 1
 
-# The one episode of a user, for ever, where the mart has no visit columns.
-EVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+# The one episode of a user, for ever, where the mart has no visit columns: never old news.
+EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+
+# Twice this holds a hash table of 500,000 triggers.
+WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
 
 
 class Audience(UserSegment):
@@ -98,12 +102,16 @@ def load(run: Run) -> None:
     mart = _with_lasting_episodes(run, run.read(Audience))
     triggers = transform(mart, run.as_of)
     others = mart.join(triggers, on="user_id", how="anti").select("user_id", rejected=False)
-    rejected = run.rejected_users().select("user_id", rejected=True)
+    rejected = run.rejected_users().unique().with_columns(rejected=True)
+    postgres.execute(run.postgres, WORK_MEMORY)
+    postgres.stage(run.postgres, "rules", _rules())
     postgres.stage(run.postgres, "triggers", triggers)
     postgres.stage(run.postgres, "others", pl.concat([others, rejected]))
-    postgres.stage(run.postgres, "rules", _rules())
-    gap = run.settings.email_min_gap_hours
-    run.count(postgres.merge(run.postgres, "email_triggers", run.as_of, gap, *run.shard))
+    _decide(run, "candidates", run.settings.email_min_gap_hours)
+    _decide(run, "changes", run.as_of, *run.shard)
+    if run.options.dry_run:
+        _tell(postgres.ask(run.postgres, "email_outcomes"))
+    run.count(postgres.merge(run.postgres, "email_triggers", *run.shard))
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
@@ -123,24 +131,25 @@ def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
 
 def _triggers(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame:
     episode = pl.col(rule.episode)
-    fresh = (episode == EVER) | (episode >= as_of - rule.max_age)
     return mart.filter(pl.col("segment") == rule.segment).select(
         "user_id",
         template=pl.lit(rule.template),
         episode_at=episode,
         priority=pl.lit(rule.priority, pl.Int16),
         payload=_payload(rule),
-        due=fresh.fill_null(False),
+        due=(episode >= as_of - rule.max_age).fill_null(False),
     )
 
 
 def _payload(rule: Rule) -> pl.Expr:
     """The mail's own data as JSON: no more of a person than the template needs."""
-    known = {
-        # A text, not a float: cents stay exact.
-        "lifetime_value": pl.col("lifetime_value").cast(pl.String),
-        "last_seen_at": pl.col("last_seen_at").replace(EVER, None).dt.to_string("iso:strict"),
-    }
+    # Cents stay exact as text; as a float they would not.
+    money = pl.col("lifetime_value").cast(pl.String)
+    first, last = (
+        pl.col(name).replace(EVER, None).dt.to_string("iso:strict")
+        for name in ("first_seen_at", "last_seen_at")
+    )
+    known = {"lifetime_value": money, "first_seen_at": first, "last_seen_at": last}
     fields = [known.get(name, pl.col(name)).alias(name) for name in rule.payload]
     return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
 
@@ -150,11 +159,24 @@ def _with_lasting_episodes(run: Run, mart: pl.DataFrame) -> pl.DataFrame:
     visits = sorted({rule.episode for rule in RULES} - run.mart_columns)
     absent = [name for name in visits if mart[name].null_count() == len(mart)]
     if absent and run.mart_columns:
-        log.warning(
-            "episodes.lasting", absent=absent, meaning="each template is queued once a user"
-        )
+        if not run.done:
+            log.warning(
+                "episodes.lasting", absent=absent, meaning="each template is queued once a user"
+            )
         return mart.with_columns(pl.lit(EVER).alias(name) for name in absent)
     return mart
+
+
+def _decide(run: Run, table: str, *parameters: Any) -> None:
+    """Stage what sql/postgres/email_<table>.sql finds, with statistics for whoever reads it."""
+    postgres.execute(run.postgres, f'DROP TABLE IF EXISTS pg_temp."{table}"')
+    postgres.execute(run.postgres, queries.load("postgres", f"email_{table}"), *parameters)
+    postgres.execute(run.postgres, f'ANALYZE pg_temp."{table}"')
+
+
+def _tell(outcomes: list[dict[str, Any]]) -> None:
+    for row in outcomes:
+        log.event("mails.outcome", **{name: row[name] for name in ("template", "outcome", "mails")})
 
 
 def _rules() -> pl.DataFrame:

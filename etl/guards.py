@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from etl.settings import Settings
 
+# The two limits are of whole tables; a hash spreads users evenly, so that the whole is about
+# what a shard has times the number of shards.
+
 # Below this many rows a fraction says little: ten users of twenty may well change in a day.
 SMALL_TARGET = 1_000
 
@@ -26,12 +29,16 @@ FEW_CANCELS = 100
 
 @dataclass
 class Figures:
-    """What the guards compare; a figure that a sync does not have stays as it is."""
+    """What the guards compare; a figure that a sync does not have stays as it is.
 
-    mart_rows: int = 0  # rows of the whole mart
+    Those of the mart are of the whole of it, the others of this run's shard.
+    """
+
+    shards: int = 1  # how many there are
+    mart_rows: int | None = None  # rows of the whole mart; None: not read
     previous_mart_rows: int | None = None  # the same at the last ok run
     built_at: dt.datetime | None = None  # when dbt built the mart, UTC
-    extracted: int = 0  # rows read: of the mart, or of this run's shard
+    extracted: int = 0  # rows read
     rejected: int = 0
     target_rows: int = 0  # rows of the target before the run
     moved: int = 0  # users of the target that change segment
@@ -54,12 +61,21 @@ def judge(figures: Figures, settings: Settings) -> None:
         raise Refused(f"refused: {'; '.join(fired)}. If this is meant, run again with --force")
 
 
+def expiry(written_at: dt.datetime | None, seconds: int) -> str:
+    """When the readers of a destination lose what the last ok run wrote for so many seconds."""
+    if written_at is None:
+        return f"; its keys expire {seconds / 3600:g} hours after they were last written"
+    ends = written_at + dt.timedelta(seconds=seconds)
+    verb = "expire" if ends > dt.datetime.now(dt.UTC) else "began to expire"
+    return f"; the first keys {verb} at {ends:%Y-%m-%d %H:%M} UTC"
+
+
 def _empty(figures: Figures, _: Settings) -> str | None:
     return None if figures.mart_rows else "empty: the mart has no rows"
 
 
 def _shrunk(figures: Figures, settings: Settings) -> str | None:
-    before, now = figures.previous_mart_rows, figures.mart_rows
+    before, now = figures.previous_mart_rows, figures.mart_rows or 0
     if not before or _part(before - now, before) <= settings.guard_max_shrink:
         return None
     allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
@@ -85,7 +101,7 @@ def _deletes(figures: Figures, settings: Settings) -> str | None:
 
 
 def _churn(figures: Figures, settings: Settings) -> str | None:
-    if figures.target_rows <= SMALL_TARGET:
+    if figures.target_rows * figures.shards <= SMALL_TARGET:
         return None
     return _exceeds(
         "churn: {:,} of {:,} users of the target would change segment",
@@ -107,7 +123,7 @@ def _stale(figures: Figures, settings: Settings) -> str | None:
 
 
 def _flood(figures: Figures, settings: Settings) -> str | None:
-    if figures.queue_rows <= SMALL_TARGET:
+    if figures.queue_rows * figures.shards <= SMALL_TARGET:
         return None
     return _exceeds(
         "flood: mails for {:,} of {:,} users would be queued",
@@ -118,7 +134,7 @@ def _flood(figures: Figures, settings: Settings) -> str | None:
 
 
 def _wipe(figures: Figures, settings: Settings) -> str | None:
-    if figures.withdrawn <= FEW_CANCELS:
+    if figures.withdrawn * figures.shards <= FEW_CANCELS:
         return None
     return _exceeds(
         "wipe: {:,} of {:,} pending mails would be cancelled",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 
 from etl import postgres, queries
+from etl.errors import SyncError
 from etl.settings import Settings
+
+_MY_TURN = "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0)); END $$"
+_LOCK_TIMEOUT = "55P03"  # the SQLSTATE
 
 
 def init_db() -> list[str]:
@@ -16,23 +20,37 @@ def init_db() -> list[str]:
     later one wait behind it.
 
     Raises:
-        SyncError: Postgres cannot be reached, or does not let this role create tables.
+        SyncError: Postgres cannot be reached, does not let this role create tables, or a table
+            to complete is locked; nothing was made.
     """
+    settings = Settings.from_environment()
+    with postgres.session(settings, "etl.init_db") as connection:
+        if not _missing(connection):
+            return []
+        # Two at once would make the same table, and one of them would fail.
+        _within_two_seconds(connection, settings, _MY_TURN)
+        missing = _missing(connection)
+        for name, ddl in missing.items():
+            _within_two_seconds(connection, settings, ddl, name)
+        connection.commit()
+    return list(missing)
+
+
+def _within_two_seconds(
+    connection: postgres.Connection, settings: Settings, statement: str, makes: str = "anything"
+) -> None:
     from adbc_driver_postgresql import dbapi
 
-    settings = Settings.from_environment()
-    connection = postgres.connect(settings, "etl.init_db")
     try:
-        missing = _missing(connection)
         postgres.execute(connection, "SET LOCAL lock_timeout = '2s'")
-        for ddl in missing.values():
-            postgres.execute(connection, ddl)
-        connection.commit()
+        postgres.execute(connection, statement)
     except dbapi.Error as error:
-        raise postgres.explained(error, settings) from error
-    finally:
-        connection.close()
-    return list(missing)
+        if error.sqlstate != _LOCK_TIMEOUT:
+            raise
+        raise SyncError(
+            f"Postgres ({settings.postgres_address}): gave up making {makes}: another session has"
+            " held the lock it takes for 2 seconds; nothing was made, run it again later"
+        ) from error
 
 
 def _missing(connection: postgres.Connection) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The ledger etl.sync_runs, the rejects beside it, and the lock that keeps runs apart.
 
-All of it goes over the run's own connection; nothing here commits the data.
+Nothing here commits the data of a run.
 """
 
 from __future__ import annotations
@@ -10,76 +10,64 @@ import getpass
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from etl import __version__, log, postgres, queries
 from etl.errors import SyncError
+from etl.state import Previous
 
 if TYPE_CHECKING:
-    from etl.run import Run
+    from etl.postgres import Connection
+    from etl.state import Run
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
 
 
+class Busy(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
+    """Another run holds the lock."""
+
+
 def lock(run: Run) -> None:
-    """Take the run's lock, waiting for another run no longer than `wait` seconds.
+    """Take the run's lock, waiting for other runs no longer than `wait` seconds.
 
     Raises:
-        SyncError: somebody holds it; the message says who, where and since when.
+        Busy: somebody holds it; the message says who, where and since when.
     """
-    shard = None if run.options.shard is None else "{}/{}".format(*run.options.shard)
     deadline = time.monotonic() + run.options.wait
-    while not _locked(run, shard):
+    waiting = False
+    while not _locked(run):
+        holder = _holder(run) or "it has just ended; run again"
         if time.monotonic() >= deadline:
-            raise SyncError(f"{run.sync} is already running: {_holder(run, shard)}")
-        time.sleep(_ASK_AGAIN)
-
-
-def _locked(run: Run, shard: str | None) -> bool:
-    (row,) = _select(run, "lock", f"etl.{run.sync}", shard)
-    run.postgres.commit()  # a session lock outlives it; an open transaction would hold vacuum
-    return bool(row["held"])
-
-
-def _holder(run: Run, shard: str | None) -> str:
-    holders = _select(run, "lock_holder", f"etl.{run.sync}", shard)
-    if not holders:
-        return "it has just ended; run again"
-    name, _, process = holders[0]["who"].rpartition(" ")
-    pid, _, host = process.partition("@")
-    return (
-        f"{name} pid {pid} on {host}, since {holders[0]['since']};"
-        " wait for it (--wait SECONDS) or end it"
-    )
+            raise Busy(f"{run.sync} is already running: {holder}")
+        if not waiting:
+            log.event("lock.waiting", seconds=run.options.wait, holder=holder)
+        waiting = True
+        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
 def abandon(run: Run) -> None:
     """Mark as failed what a killed process left `running`; whoever holds the lock may."""
-    index, of = run.options.shard or (None, None)
-    for row in _select(run, "abandon_runs", run.sync, index, of, run.run_id):
-        log.warning("run.abandoned", abandoned=row["run_id"], since=str(row["started_at"]))
+    for row in postgres.ask(run.postgres, "abandon_runs", run.sync, *_part(run), run.run_id):
+        since = f"{row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
+        log.warning("run.abandoned", abandoned=row["run_id"], host=row["host"], since=since)
     run.postgres.commit()
 
 
-def previous_mart_rows(run: Run) -> int | None:
-    """How many rows the mart had at this sync's last ok run; None: there was none."""
-    rows = _select(run, "last_run", run.sync)
-    return rows[0]["mart_rows"] if rows else None
+def previous(run: Run) -> Previous | None:
+    """What the last ok run of this sync saw; None: there was none."""
+    rows = postgres.ask(run.postgres, "last_run", run.sync)
+    return Previous(rows[0]["mart_rows"] or 0, rows[0]["began_at"]) if rows else None
 
 
-def keep_rejects(run: Run) -> None:
-    """COPY the rejected rows to etl.rejected_rows."""
-    if run.rejects is not None and run.rejects.total:
-        postgres.stage(run.postgres, "rejects", run.rejects.rows)
-        keep = queries.load("postgres", "keep_rejects")
-        postgres.execute(run.postgres, keep, run.run_id, run.sync)
+def record(connection: Connection, run: Run, status: str, error: str | None = None) -> bool:
+    """Write the run's row (of the shard at hand), or write it again with its end.
 
-
-def record(run: Run, status: str, error: str | None = None) -> None:
-    """Write the run's row (of the shard at hand), or write it again with its end."""
+    Returns:
+        False where the row says `ok` already: that came with the data and stays.
+    """
     finished = None if status == "running" else dt.datetime.now(dt.UTC)
     row = {
         "run_id": run.run_id,
@@ -98,8 +86,40 @@ def record(run: Run, status: str, error: str | None = None) -> None:
         "host": socket.gethostname(),
         "started_by": _started_by(),
     }
-    statement = queries.load("postgres", "record_run")
-    postgres.execute(run.postgres, statement, orjson.dumps(row).decode())
+    return bool(postgres.ask(connection, "record_run", orjson.dumps(row).decode()))
+
+
+def keep_rejects(connection: Connection, run: Run) -> None:
+    """COPY the rejected rows of the shard at hand to etl.rejected_rows."""
+    if run.rejects is not None and len(run.rejects.rows):
+        postgres.stage(connection, "rejects", run.rejects.rows)
+        keep = queries.load("postgres", "keep_rejects")
+        postgres.execute(connection, keep, run.run_id, run.sync)
+
+
+def _locked(run: Run) -> bool:
+    (row,) = postgres.ask(run.postgres, "lock", f"etl.{run.sync}", *_part(run))
+    # Two that cut the mart differently both get their locks; seeing each other, both step back.
+    held = bool(row["held"]) and _holder(run) is None
+    if not held:
+        postgres.ask(run.postgres, "unlock")
+    run.postgres.commit()  # a session lock outlives it; an open transaction would hold vacuum
+    return held
+
+
+def _holder(run: Run) -> str | None:
+    holders = postgres.ask(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
+    if not holders:
+        return None
+    who, _, process = holders[0]["who"].rpartition(" ")
+    pid, _, host = process.partition("@")
+    name = f"{who} pid {pid} on {host}" if who and host else f"a session named {holders[0]['who']}"
+    return f"{name}, since {holders[0]['since']}; wait for it (--wait SECONDS) or end it"
+
+
+def _part(run: Run) -> tuple[int | None, int | None]:
+    """The shard to lock; of a run over the whole mart, whatever its shards, it is all."""
+    return run.options.part or (None, None)
 
 
 def _started_by() -> str:
@@ -109,7 +129,3 @@ def _started_by() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name
         return f"uid {os.getuid()}"
-
-
-def _select(run: Run, name: str, *parameters: Any) -> list[dict[str, Any]]:
-    return postgres.select(run.postgres, queries.load("postgres", name), *parameters)

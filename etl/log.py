@@ -7,12 +7,15 @@ Airflow and notebooks keep their own handlers. No user data: counts, and at most
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import os
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+from etl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +28,7 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event, such as `event("mart.read", rows=10_000, seconds=0.21)`."""
     if _LOGGER.isEnabledFor(level):
         every = {**(_context.get() or {}), **fields}
-        text = " ".join([name, *(f"{key}={value}" for key, value in every.items())])
+        text = " ".join([name, *(f"{key}={_one_word(value)}" for key, value in every.items())])
         _LOGGER.log(level, text, extra={"etl_event": name, "etl_fields": every})
 
 
@@ -44,14 +47,22 @@ def context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
-def configure() -> None:
-    """Send events to stderr: readable on a terminal, JSON lines otherwise (LOG_FORMAT)."""
+def configure() -> str:
+    """Send events to stderr: readable on a terminal, JSON lines otherwise; LOG_FORMAT overrides.
+
+    Returns:
+        text or json. As text an event leaves out its `error`: the command line tells that once,
+        at the end.
+    """
     style = os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
+    if style not in ("text", "json"):
+        raise UsageError(f"settings: LOG_FORMAT: {style!r} is neither text nor json")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Text() if style == "text" else _Json())
     _LOGGER.handlers = [handler]
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
+    return style
 
 
 class _Text(logging.Formatter):
@@ -59,6 +70,7 @@ class _Text(logging.Formatter):
         moment = dt.datetime.fromtimestamp(record.created).astimezone()
         fields = dict(getattr(record, "etl_fields", {}))
         run_id = str(fields.pop("run_id", ""))[:8]
+        fields.pop("error", None)
         parts = [f"{moment:%H:%M:%S}", run_id, getattr(record, "etl_event", record.getMessage())]
         if record.levelno > logging.INFO:
             parts.insert(1, record.levelname.lower())
@@ -83,5 +95,11 @@ class _Json(logging.Formatter):
 def _readable(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    return _one_word(value)
+
+
+def _one_word(value: Any) -> str:
+    """A value as it is or, where it would break the line or the word, in quotes."""
     text = str(value)
-    return f'"{text}"' if " " in text else text
+    plain = text.isprintable() and not {" ", '"'} & set(text)
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -13,7 +14,11 @@ EXTRA = {
     "email_triggers": ("cancelled", "suppressed", "held_back"),
     "recommendations": ("written",),
 }
-COUNTS = (*COMMON, *EXTRA["email_triggers"], *EXTRA["recommendations"])
+
+
+def counted(sync: str) -> tuple[str, ...]:
+    """The names of what a sync counts, in the order of telling."""
+    return (*COMMON, *EXTRA.get(sync, ()))
 
 
 class SyncResult(TypedDict):
@@ -21,7 +26,7 @@ class SyncResult(TypedDict):
 
     sync: str
     run_id: str
-    status: str  # ok, failed, refused, cancelled
+    status: str  # ok; beside a SyncError: failed, refused, cancelled
     dry_run: bool
     extracted: int | None
     rejected: int | None
@@ -58,6 +63,8 @@ class Options:
             raise UsageError(f"shards must be a whole number from 1 on, not {self.shards!r}")
         if self.shard is not None and not _is_shard(self.shard):
             raise UsageError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
+        if self.shard is not None and self.shards > 1:
+            raise UsageError("shard loads one shard, shards walks all of them: give one of the two")
 
     @property
     def walk(self) -> list[tuple[int, int]]:
@@ -66,9 +73,14 @@ class Options:
             return [(int(self.shard[0]), int(self.shard[1]))]
         return [(index, self.shards) for index in range(self.shards)]
 
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The one shard asked for; None when the run covers the whole mart."""
+        return self.walk[0] if self.shard is not None else None
+
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: object) -> bool:

@@ -5,15 +5,24 @@ Nothing here commits on its own except `connect`; a run commits once, at its end
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, Any, TypeAlias
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from etl import queries
+import pyarrow as pa
+
+from etl import log, queries
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import polars as pl
     from adbc_driver_manager.dbapi import Connection as _Connection
 
@@ -24,6 +33,8 @@ if TYPE_CHECKING:
 # Rows of one COPY message: each is buffered whole by the driver, and 65,536 rows of a few
 # columns are some 5 MB.
 COPY_ROWS = 65_536
+
+_T = TypeVar("_T")
 
 _UNDEFINED = {"3F000", "42P01", "42703"}  # schema, table, column
 _INIT = "run `python -m etl.init_db` (make init-db) to bring the database up to date"
@@ -50,33 +61,71 @@ def connect(settings: Settings, purpose: str) -> Connection:
     return connection
 
 
+@contextmanager
+def session(settings: Settings, purpose: str) -> Iterator[Connection]:
+    """Connect for the length of a block; what it did not commit is undone.
+
+    Raises:
+        SyncError: whatever Postgres complains of, in one line.
+    """
+    from adbc_driver_postgresql import dbapi
+
+    connection = connect(settings, purpose)
+    try:
+        yield connection
+    except dbapi.Error as error:
+        raise explained(error, settings) from error
+    finally:
+        with suppress(dbapi.Error):
+            connection.close()
+
+
+def ask(connection: Connection, name: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Run sql/postgres/<name>.sql and return its rows."""
+    return select(connection, queries.load("postgres", name), *parameters)
+
+
 def select(connection: Connection, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """Run one statement and return its rows; `$1` is the first parameter."""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
-        rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
-        return rows
+
+    def work() -> list[dict[str, Any]]:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
+            return rows
+
+    return _interruptible(connection, work)
 
 
 def execute(connection: Connection, sql: str, *parameters: Any) -> None:
     """Run one statement that returns no rows."""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
+
+    def work() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+
+    _interruptible(connection, work)
 
 
 def stage(connection: Connection, table: str, frame: pl.DataFrame) -> None:
     """COPY a frame into a temporary table of this session, its columns typed as in the frame."""
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
-    with connection.cursor() as cursor:
-        reader = frame.to_arrow().to_reader(max_chunksize=COPY_ROWS)
-        cursor.adbc_ingest(table, reader, mode="create", temporary=True)
+
+    def work() -> None:
+        with connection.cursor() as cursor:
+            cursor.adbc_ingest(table, _batches(frame), mode="create", temporary=True)
+
+    _interruptible(connection, work)
     # Without statistics the planner takes a million staged rows for a thousand.
     execute(connection, f'ANALYZE pg_temp."{table}"')
 
 
 def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]:
     """Run sql/postgres/<name>.sql over the staged tables; return its one row of counts."""
-    (counts,) = select(connection, queries.load("postgres", name), *parameters)
+    log.event("merge.started", logging.DEBUG, merge=name)
+    begun = time.perf_counter()
+    (counts,) = ask(connection, name, *parameters)
+    log.event("merge.done", merge=name, seconds=round(time.perf_counter() - begun, 3))
     return counts
 
 
@@ -92,6 +141,42 @@ def explained(error: Exception, settings: Settings) -> SyncError:
     if sqlstate is None and "connect" in message:
         return SyncError(f"{where}: {message}; {_connect_hint(message)}")
     return SyncError(f"{where}: {message}" + (f" (SQLSTATE {sqlstate})" if sqlstate else ""))
+
+
+def _interruptible(connection: Connection, work: Callable[[], _T]) -> _T:
+    """Do blocking work on a connection in a thread, and cancel it when this thread is stopped.
+
+    Python's signal handlers run between two steps of the main thread, hence not while that
+    waits inside the driver: a stop would only be noticed when a long merge is through.
+    """
+    with ThreadPoolExecutor(1, "etl-postgres") as pool:
+        future = pool.submit(contextvars.copy_context().run, work)
+        try:
+            return future.result()
+        except BaseException:
+            _cancel(connection, future)
+            raise
+
+
+def _cancel(connection: Connection, future: Future[Any]) -> None:
+    # More than once: a cancel that comes just before its statement is lost.
+    while not wait([future], timeout=0).done:
+        connection.adbc_cancel()
+        wait([future], timeout=0.2)
+
+
+def _batches(frame: pl.DataFrame) -> pa.RecordBatchReader:
+    """Cut a frame into COPY messages, and tell of each."""
+    reader = frame.to_arrow().to_reader(max_chunksize=COPY_ROWS)
+
+    def told() -> Iterator[pa.RecordBatch]:
+        rows = 0
+        for batch in reader:
+            yield batch
+            rows += batch.num_rows
+            log.event("rows.copied", logging.DEBUG, rows=rows, of=len(frame))
+
+    return pa.RecordBatchReader.from_batches(reader.schema, told())
 
 
 def _conninfo(settings: Settings, application: str) -> str:

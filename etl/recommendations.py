@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 
 from etl import cache
-from etl.contract import no_nul
+from etl.contract import KEY
 from etl.options import Options, SyncResult
 from etl.run import Run, execute
 
@@ -28,7 +28,7 @@ MOST = 10  # destinations of one user
 class Recommendation(dy.Schema):
     """One row of the mart, as sql/warehouse/recommendations.sql hands it over."""
 
-    user_id = dy.String(primary_key=True, min_length=1, max_length=255, check={"nul": no_nul})
+    user_id = dy.String(primary_key=True, min_length=1, check=KEY)
     destination = dy.String(primary_key=True, min_length=1)
     score = dy.Float64(nullable=False, min=0, max=1)
     rank = dy.Int64(nullable=True, min=1)
@@ -66,13 +66,17 @@ def sync(
 def load(run: Run) -> None:
     """Fetch, check and reshape; let the guards judge before the first key is sent."""
     recommendations = transform(run.read(Recommendation))
+    run.lasts(TTL)
     run.judge()
     client = cache.connect(run.settings)
     with client:
         if run.options.dry_run:
             run.count(cache.compare(client, values(recommendations), run.settings))
         else:
-            run.count({"written": cache.write(client, values(recommendations), TTL, run.settings)})
+            run.count({"written": 0})
+            keys = values(recommendations), len(recommendations)
+            for written in cache.write(client, *keys, TTL, run.settings):
+                run.count({"written": written})
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:

@@ -1,12 +1,17 @@
-"""How results look: a table for people, or one JSON object per sync."""
+"""How results look: a table for people, or one JSON object per sync, on stdout."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from etl.options import SyncResult
 
@@ -23,28 +28,75 @@ _WORDS = {
     "rejected": "rejected",
 }
 
+_DRY = (
+    "Dry run: nothing was changed. In Postgres all was done and rolled back, with the locks and"
+    " the time that takes; Redis was only read."
+)
 
-def show(results: Sequence[SyncResult], as_json: bool) -> None:
-    """Print results on stdout."""
+# An address or a command to copy stays in one piece.
+_WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def show(results: Sequence[SyncResult], as_json: bool, *, reasons: bool = True) -> None:
+    """Print results on stdout: one JSON object each, or a table and why a sync did not work."""
     if as_json:
         import orjson
 
-        for result in results:
-            sys.stdout.write(orjson.dumps(result).decode() + "\n")
-        sys.stdout.flush()
+        write("\n".join(orjson.dumps(result).decode() for result in results))
     else:
-        _table(results)
+        write(_page(results, reasons))
 
 
-def _table(results: Sequence[SyncResult]) -> None:
+def tell_reasons(results: Sequence[SyncResult]) -> None:
+    """Print one line on stderr for each sync that did not do its work."""
+    for result in results:
+        if "error" in result and result["status"] != "cancelled":  # which is told by itself
+            line = f"etl: {_reason(result)}"
+            if sys.stderr.isatty():
+                width = shutil.get_terminal_size().columns - 1
+                line = textwrap.fill(line, width, subsequent_indent="  ", **_WHOLE_WORDS)
+            print(line, file=sys.stderr)  # noqa: T201
+
+
+def outcome(result: SyncResult) -> str:
+    """What an ok run did, in one phrase: `12 inserted, 3 updated`."""
+    if result["status"] != "ok":
+        return ""
+    counts = {words: result.get(name) for name, words in _WORDS.items()}
+    return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
+
+
+def write(text: str) -> None:
+    """Print on stdout; a reader who has gone (`| head`) does not stop the syncs."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _page(results: Sequence[SyncResult], reasons: bool) -> str:
     from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    with console.capture() as page:
+        console.print(_table(results))
+        if any(result["dry_run"] for result in results):
+            console.print(_DRY)
+        for result in results if reasons else ():
+            if "error" in result:
+                console.print(f"\n{_reason(result)}")
+    return page.get().rstrip()
+
+
+def _table(results: Sequence[SyncResult]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("sync", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("rows read", justify="right", no_wrap=True)
-    table.add_column("what it did", ratio=1)
+    table.add_column("what it did")
     table.add_column("seconds", justify="right", no_wrap=True)
     for result in results:
         read = result["extracted"]
@@ -55,18 +107,8 @@ def _table(results: Sequence[SyncResult]) -> None:
             outcome(result),
             f"{result['seconds']:.2f}",
         )
-    console = Console(file=sys.stdout, soft_wrap=False, highlight=False, markup=False)
-    console.print(table)
-    if any(result["dry_run"] for result in results):
-        console.print(
-            "Dry run: nothing was changed. In Postgres all was done and rolled back, with the"
-            " locks and the time that takes; Redis was only read."
-        )
+    return table
 
 
-def outcome(result: SyncResult) -> str:
-    """One phrase: `12 inserted, 3 updated`, or the error."""
-    if "error" in result:
-        return result["error"]
-    counts = {words: result.get(name) for name, words in _WORDS.items()}
-    return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
+def _reason(result: SyncResult) -> str:
+    return f"{result['sync']} {result['status']}: {result['error']}"

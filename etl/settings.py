@@ -7,9 +7,10 @@ unset. libpq's own variables (PGSSLMODE, PGSSLROOTCERT, PGPASSFILE, ...) are rea
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -80,16 +81,13 @@ class Settings:
         values: dict[str, Any] = {}
         problems: list[str] = []
         for setting in fields(cls):
-            name = setting.name.upper()
-            text = environment.get(name) or _secret(setting.name)
-            if not text:
-                continue
             try:
-                values[setting.name] = _parse(setting, text)
+                if text := _text(setting.name, environment):
+                    values[setting.name] = _parse(setting, text)
             except ValueError as error:
-                problems.append(f"{name}: {error}")
+                problems.append(f"{setting.name.upper()}: {error}")
         if problems:
-            raise UsageError("settings: " + "; ".join(problems))
+            raise UsageError(hide("settings: " + "; ".join(problems), secrets_of(environment)))
         if "postgres_password" not in values and (
             environment.get("PGPASSWORD") or environment.get("PGPASSFILE")
         ):
@@ -113,19 +111,37 @@ class Settings:
         return f"{self.redis_host}:{self.redis_port}/{self.redis_db}"
 
 
-def _secret(name: str) -> str | None:
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Blank out secrets, also where they stand as repr() writes them."""
+    for secret in secrets:
+        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    return text
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """The secrets of the environment, also where another setting does not parse."""
+    secrets: dict[str, Any] = {}
+    for setting in fields(Settings):
+        if not setting.repr:
+            with contextlib.suppress(ValueError):
+                secrets[setting.name] = _text(setting.name, environment)
+    return Settings(**secrets).secrets
+
+
+def _text(name: str, environment: Mapping[str, str]) -> str:
+    """A setting as it was given, "" where it was not."""
+    if text := environment.get(name.upper()):
+        return text
     path = SECRETS / name
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.is_file() else None
+        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.is_file() else ""
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"settings: cannot read the secret {path}: {error}") from None
+        raise ValueError(f"cannot read the secret {path}: {error}") from None
 
 
 def _parse(setting: Field[Any], text: str) -> Any:
     kind = str(setting.type).removesuffix(" | None")
     value = _PARSERS[kind](text)
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("has a NUL byte")
     low, high = setting.metadata.get("min"), setting.metadata.get("max")
     if (low is not None and value < low) or (high is not None and value > high):
         allowed = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -133,11 +149,24 @@ def _parse(setting: Field[Any], text: str) -> Any:
     return value
 
 
+def _string(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("has a NUL byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8") from None
+    return text
+
+
 def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
+        # Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 wherever a service is named redis.
+        kubernetes = text.startswith("tcp://")
+        hint = "; set it, or enableServiceLinks: false in the pod" if kubernetes else ""
+        raise ValueError(f"{text!r} is not a whole number{hint}") from None
 
 
 def _number(text: str) -> float:
@@ -157,7 +186,7 @@ def _switch(text: str) -> bool:
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    "str": str,
+    "str": _string,
     "int": _integer,
     "float": _number,
     "bool": _switch,

@@ -9,7 +9,7 @@ import dataframely as dy
 import polars as pl
 
 from etl import postgres
-from etl.contract import no_nul
+from etl.contract import KEY, no_nul
 from etl.options import Options, SyncResult
 from etl.run import Run, execute
 
@@ -17,7 +17,7 @@ from etl.run import Run, execute
 class UserSegment(dy.Schema):
     """One row of the mart, as sql/warehouse/user_segments.sql hands it over."""
 
-    user_id = dy.String(primary_key=True, min_length=1, max_length=255, check={"nul": no_nul})
+    user_id = dy.String(primary_key=True, min_length=1, check=KEY)
     segment = dy.String(nullable=False, min_length=1, check={"nul": no_nul})
     total_searches = dy.Int64(nullable=False, min=0)
     total_conversions = dy.Int64(nullable=False, min=0)
@@ -48,7 +48,8 @@ def sync(
         Counts of users: extracted = rejected + inserted + updated + unchanged.
 
     Raises:
-        SyncError: nothing was changed; the message says why, `.result` what was known.
+        SyncError: nothing was changed, or with `shards` only the first so many of them, as the
+            message says; `.result` has what was known.
     """
     return execute(
         "user_segments", load, Options(dry_run, force, delete_missing, wait, shards, shard)
@@ -59,10 +60,13 @@ def load(run: Run) -> None:
     """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
     segments = transform(run.read(UserSegment))
     postgres.stage(run.postgres, "staging", segments)
-    run.count(postgres.merge(run.postgres, "user_segments"))
+    merged = postgres.merge(run.postgres, "user_segments", *run.shard)
+    run.count(merged)
     if run.options.delete_missing:
         postgres.stage(run.postgres, "rejected", run.rejected_users())
-        run.count(postgres.merge(run.postgres, "user_segments_mirror", *run.shard))
+        run.count(
+            postgres.merge(run.postgres, "user_segments_mirror", *run.shard, merged["inserted"])
+        )
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:

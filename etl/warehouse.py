@@ -14,55 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-import polars as pl
 from duckdb import ColumnExpression, ConstantExpression, FunctionExpression
 
-from etl import queries
-from etl.errors import SyncError
+from etl import casts, duckdb_file, queries
+from etl.errors import SyncError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import dataframely as dy
     import pyarrow as pa
 
     from etl.settings import Settings
-
-# The column beside each number or moment that holds, as text, what did not fit its type.
-MISFIT = "misfit {}"
-
-# DuckDB does little more here than scan one table; what is left is for Arrow and Polars.
-_MEMORY = "512MB"
-
-_INTEGERS = {"tinyint", "smallint", "integer", "bigint"}
-_NUMBERS = _INTEGERS | {
-    *("utinyint", "usmallint", "uinteger", "ubigint", "hugeint", "uhugeint"),
-    *("float", "double", "decimal"),
-}
-_TEXTS = {"varchar", "enum", "uuid"}
-_MOMENTS = {
-    *("date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns"),
-    "timestamp with time zone",
-}
-
-
-@dataclass(frozen=True)
-class _Cast:
-    """How a contract's dtype is made: the macro in session.sql and what it takes."""
-
-    macro: str
-    takes: set[str]
-    what: str
-    exact: set[str]  # types of which every value fits
-
-
-_CASTS: dict[type[pl.DataType], _Cast] = {
-    pl.String: _Cast("as_text", _TEXTS, "text", _TEXTS),
-    pl.Int64: _Cast("as_count", _NUMBERS, "a number", _INTEGERS),
-    pl.Decimal: _Cast("as_money", _NUMBERS, "a number", set()),
-    pl.Float64: _Cast("as_number", _NUMBERS, "a number", _NUMBERS),
-    pl.Datetime: _Cast("as_moment", _MOMENTS, "a timestamp", set()),
-}
 
 
 @dataclass(frozen=True)
@@ -73,6 +34,12 @@ class Mart:
     columns: frozenset[str]  # the mart's own; empty when the query reads several tables
     rows: int
     built_at: dt.datetime | None
+
+
+@dataclass(frozen=True)
+class _Query:
+    sql: str
+    origin: str  # the name under which errors speak of it
 
 
 def read(
@@ -94,110 +61,109 @@ def read(
             or of a type that cannot serve; every offender is named.
     """
     path = Path(settings.duckdb_path)
+    query = _query(name, settings)
     with tempfile.TemporaryDirectory(prefix="etl-duckdb-") as spill:
-        connection = _open(path, spill)
+        connection = duckdb_file.connect(path, spill)
         try:
-            return _read(connection, name, contract, settings, shard)
+            return _read(connection, query, contract, settings.mart_schema, shard)
         except duckdb.Error as error:
-            raise SyncError(f"warehouse {path}: reading {name}: {_first_line(error)}") from error
+            raise duckdb_file.explained(
+                error, path, f"correct {query.origin} or the mart"
+            ) from error
         finally:
             connection.close()
 
 
+def _query(name: str, settings: Settings) -> _Query:
+    if settings.etl_sql_dir:
+        folder = Path(settings.etl_sql_dir)
+        if not folder.is_dir():
+            raise UsageError(f"settings: ETL_SQL_DIR: {folder} is not a folder")
+        own = folder / f"{name}.sql"
+        if own.is_file():
+            return _Query(_text(own), str(own))
+    return _Query(queries.load("warehouse", name), f"sql/warehouse/{name}.sql")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise SyncError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
+
+
 def _read(
     connection: duckdb.DuckDBPyConnection,
-    name: str,
+    query: _Query,
     contract: type[dy.Schema],
-    settings: Settings,
+    mart_schema: str | None,
     shard: tuple[int, int],
 ) -> Mart:
-    sql, origin = _query(name, settings)
     connection.execute(queries.load("warehouse", "session"))
-    mart = _choose_schema(connection, sql, origin, settings)
-    columns = connection.table(mart).columns if mart else []
+    columns = _find_marts(connection, query, mart_schema)
     if columns:
-        _check_names(columns, sql, origin)
-    rows = connection.sql(sql)
-    _check_types(rows, contract, origin)
-
-    index, of = shard
-    whole = None
-    if of > 1:
-        figures = rows.aggregate("count(*) AS rows, max(built_at) AS built_at").to_arrow_table()
-        whole = tuple(figures.to_pylist()[0].values())
-        key = [ColumnExpression("user_id"), ConstantExpression(index), ConstantExpression(of)]
-        rows = rows.filter(FunctionExpression("in_shard", *key))
-    table = _without_empty_misfits(rows.select(*_casts(rows, contract)).to_arrow_table())
-    return Mart(table, frozenset(columns), *(whole or (table.num_rows, _latest(table))))
-
-
-def _open(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
-    if not path.exists():
-        raise SyncError(f"warehouse {path}: no such file; run dbt, or set DUCKDB_PATH")
-    if path.is_dir():
-        raise SyncError(f"warehouse {path}: is a folder; set DUCKDB_PATH to the DuckDB file in it")
-    try:
-        return duckdb.connect(
-            path,
-            read_only=True,
-            config={"temp_directory": spill, "memory_limit": _MEMORY},
+        _check_names(columns, query)
+    rows = connection.sql(query.sql)
+    if rows is None:
+        raise SyncError(
+            f"{query.origin}: does not end in a SELECT; write one that returns the rows"
         )
-    except duckdb.Error as error:
-        raise SyncError(f"warehouse {path}: {_open_problem(str(error))}") from error
+    casts.check(rows, contract, query.origin)
+
+    typed = casts.typed(rows, contract)
+    index, of = shard
+    if of == 1:
+        table = typed.to_arrow_table()
+        whole = (table.num_rows, _latest(table))
+    else:
+        whole = _whole(typed)
+        key = [ColumnExpression("user_id"), ConstantExpression(index), ConstantExpression(of)]
+        table = typed.filter(FunctionExpression("in_shard", *key)).to_arrow_table()
+    return Mart(casts.without_empty_misfits(table), frozenset(columns), *whole)
 
 
-def _open_problem(message: str) -> str:
-    if holder := re.search(r"Conflicting lock is held in (.*?)\.? See also", message, re.DOTALL):
-        return f"locked by a writer ({' '.join(holder[1].split())}); run again when dbt is done"
-    if "not a valid DuckDB database file" in message or "sqlite" in message.lower():
-        return "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
-    if "version number" in message:
-        return "written by a newer DuckDB; upgrade the duckdb package of this service"
-    if "Permission denied" in message:
-        return "permission denied; let the user that runs the sync read it"
-    return f"damaged or unreadable ({message.splitlines()[0]}); restore it or run dbt again"
+def _find_marts(
+    connection: duckdb.DuckDBPyConnection, query: _Query, mart_schema: str | None
+) -> list[str]:
+    """Point bare table names at the schemas that hold them.
+
+    Returns the columns of the mart; none where the query reads several tables.
+    """
+    marts = connection.execute(queries.load("warehouse", "marts"), [query.sql]).fetchall()
+    names, search = [], []
+    for catalog, schema, mart, schemas in marts:
+        found = schema or _choose(mart, schemas, query.origin, mart_schema)
+        names.append(".".join(_quoted(part) for part in (catalog, found, mart) if part))
+        if not schema:
+            search.append(_quoted(found))
+    if search:
+        connection.execute("SET search_path = $1", [",".join(dict.fromkeys(search))])
+    return connection.table(names[0]).columns if len(names) == 1 else []
 
 
-def _query(name: str, settings: Settings) -> tuple[str, str]:
-    """The SQL and the name under which errors speak of it."""
-    if settings.etl_sql_dir:
-        own = Path(settings.etl_sql_dir) / f"{name}.sql"
-        if own.is_file():
-            return own.read_text(encoding="utf-8"), str(own)
-    return queries.load("warehouse", name), f"sql/warehouse/{name}.sql"
+def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> str:
+    """The one schema that holds the mart, or the wanted one."""
+    found = [schema for schema in schemas if not wanted or schema.lower() == wanted.lower()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        problem = f"is in several schemas: {', '.join(found)}; set MART_SCHEMA to the right one"
+    elif schemas:
+        problem = f"is not in schema {wanted} but in {', '.join(schemas)}; correct MART_SCHEMA"
+    else:
+        problem = "is in no schema of the warehouse; run dbt, or correct DUCKDB_PATH"
+    raise SyncError(f"{mart} ({origin}) {problem}")
 
 
-def _choose_schema(
-    connection: duckdb.DuckDBPyConnection, sql: str, origin: str, settings: Settings
-) -> str | None:
-    """Point bare table names at the one schema that holds the mart; return the mart's name."""
-    marts = connection.execute(queries.load("warehouse", "marts"), [sql]).fetchall()
-    for mart, schemas in marts:
-        wanted = settings.mart_schema
-        if wanted and wanted not in schemas:
-            raise SyncError(_not_found(mart, f"schema {wanted} (MART_SCHEMA)", schemas))
-        if not schemas:
-            raise SyncError(_not_found(mart, "the warehouse", schemas))
-        if not wanted and len(schemas) > 1:
-            raise SyncError(
-                f"{mart} ({origin}) is in several schemas: {', '.join(schemas)};"
-                " set MART_SCHEMA to the right one"
-            )
-        schema = (wanted or schemas[0]).replace('"', '""')
-        connection.execute("SET search_path = $1", [f'"{schema}"'])
-    return marts[0][0] if len(marts) == 1 else None
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
-def _not_found(mart: str, where: str, schemas: list[str]) -> str:
-    if schemas:
-        return f"{mart} is not in {where} but in {', '.join(schemas)}; correct MART_SCHEMA"
-    return f"{mart} is not in {where}; run dbt, or check DUCKDB_PATH"
-
-
-def _check_names(columns: list[str], sql: str, origin: str) -> None:
+def _check_names(columns: list[str], query: _Query) -> None:
     """Each COLUMNS('^(a|b)$') of the query must match exactly one column of the mart."""
     missing, doubled = [], []
-    code = re.sub(r"--.*", "", sql)
+    code = re.sub(r"--.*", "", query.sql)
     for pattern in re.findall(r"COLUMNS\('\^\((.+?)\)\$'\)", code, re.IGNORECASE):
         names = pattern.split("|")
         present = [column for column in columns if column in names]
@@ -210,46 +176,15 @@ def _check_names(columns: list[str], sql: str, origin: str) -> None:
     if problems:
         raise SyncError(
             f"the mart {'; it '.join(problems)}; it has {', '.join(columns)};"
-            f" map the names in {origin}"
+            f" map the names in {query.origin}"
         )
 
 
-def _check_types(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str) -> None:
-    types = dict(zip(rows.columns, rows.types, strict=True))
-    problems = []
-    for column, cast in _contract_casts(contract):
-        if column not in types:
-            problems.append(f"{column} is missing")
-        elif types[column].id not in cast.takes:
-            problems.append(f"{column} is {types[column]}, which is not {cast.what}")
-    if problems:
-        raise SyncError(f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file")
-
-
-def _casts(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> Iterator[duckdb.Expression]:
-    types = dict(zip(rows.columns, rows.types, strict=True))
-    for column, cast in _contract_casts(contract):
-        raw = ColumnExpression(column)
-        typed = FunctionExpression(cast.macro, raw)
-        yield typed.alias(column)
-        if types[column].id not in cast.exact:
-            yield FunctionExpression("misfit", raw, typed).alias(MISFIT.format(column))
-
-
-def _contract_casts(contract: type[dy.Schema]) -> list[tuple[str, _Cast]]:
-    schema = {name: column.dtype for name, column in contract.columns().items()}
-    return [(column, _CASTS[dtype.base_type()]) for column, dtype in schema.items()]
-
-
-def _without_empty_misfits(table: pa.Table) -> pa.Table:
-    """Drop the columns that hold no misfit, which is nearly always all of them."""
-    mark = MISFIT.format("")
-    empty = [
-        name
-        for name in table.column_names
-        if name.startswith(mark) and table[name].null_count == table.num_rows
-    ]
-    return table.drop_columns(empty)
+def _whole(typed: duckdb.DuckDBPyRelation) -> tuple[int, dt.datetime | None]:
+    """What `Mart` says of all shards together."""
+    figures = typed.aggregate("count(*) AS rows, max(built_at) AS built_at").to_arrow_table()
+    (whole,) = figures.to_pylist()
+    return whole["rows"], whole["built_at"]
 
 
 def _latest(table: pa.Table) -> dt.datetime | None:
@@ -257,7 +192,3 @@ def _latest(table: pa.Table) -> dt.datetime | None:
 
     latest: dt.datetime | None = pc.max(table["built_at"]).as_py()
     return latest
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -32,7 +32,7 @@ def servers() -> Iterator[Servers]:
     fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
     # Not pytest's own folder: as root the servers run as a user who may not enter that.
     with tempfile.TemporaryDirectory(prefix="etl-tests-") as folder:
-        os.chmod(folder, 0o755)  # noqa: PTH101
+        os.chmod(folder, 0o755)
         with running(Path(folder), settings=fast) as both:
             yield both
 
@@ -43,7 +43,8 @@ def environment(
 ) -> Iterator[Path]:
     """Point the service at empty servers and at a warehouse path where no file is yet."""
     warehouse = tmp_path / "warehouse.duckdb"
-    for name in [name for name in os.environ if name.startswith(("POSTGRES_", "REDIS_", "PG"))]:
+    ours = ("POSTGRES_", "REDIS_", "PG", "MART_SCHEMA", "ETL_", "GUARD_", "EMAIL_", "LOG_FORMAT")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
     for name, value in {**servers.environment, "DUCKDB_PATH": str(warehouse)}.items():
         monkeypatch.setenv(name, value)
@@ -78,7 +79,7 @@ def select(database: Connection) -> Callable[..., list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def keys(servers: Servers, environment: Path) -> Iterator["redis.Redis"]:
+def keys(servers: Servers, environment: Path) -> Iterator[redis.Redis]:
     """The Redis server, as its readers see it."""
     with redis.Redis(port=servers.redis_port) as client:
         yield client
@@ -116,7 +117,7 @@ def results(finished: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def segments(rows: str) -> str:
-    """SQL for mart_user_segments with these VALUES rows: id, segment, searches, conversions, value."""
+    """SQL for mart_user_segments: VALUES of id, segment, searches, conversions, revenue."""
     return f"""
         CREATE OR REPLACE TABLE mart_user_segments AS
         SELECT

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from conftest import segments
+
 from etl import user_segments
 
 Select = Callable[..., list[dict[str, Any]]]

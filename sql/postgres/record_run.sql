@@ -1,4 +1,5 @@
--- Write or rewrite a run's row in the ledger; $1 is the row as JSON.
+-- Write or rewrite a run's row in the ledger; $1 is the row as JSON. An ok row came with its
+-- data and is never rewritten; nothing is returned then.
 INSERT INTO etl.sync_runs AS r
 SELECT (jsonb_populate_record(NULL::etl.sync_runs, $1::jsonb)).*
 ON CONFLICT (run_id, sync, shard) DO UPDATE SET
@@ -17,3 +18,5 @@ ON CONFLICT (run_id, sync, shard) DO UPDATE SET
     held_back = excluded.held_back,
     seconds = excluded.seconds,
     error = excluded.error
+WHERE r.status <> 'ok'
+RETURNING r.run_id

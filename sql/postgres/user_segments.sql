@@ -1,6 +1,6 @@
 -- Merge the staged segments into crm.user_segments and count what that did.
 -- Only new and different rows are written, so that synced_at means what it says and an
--- unchanged mart costs a join and nothing else.
+-- unchanged mart costs a join and nothing else. $1 is the shard that is staged, $2 of how many.
 WITH changes AS MATERIALIZED (
     SELECT
         s.user_id,
@@ -52,7 +52,15 @@ SELECT
     count(*) FILTER (WHERE moves) AS moved,
     -- What the churn guard compares with: counted only when it can matter.
     CASE
-        WHEN count(*) FILTER (WHERE moves) > 0 THEN (SELECT count(*) FROM crm.user_segments)
+        WHEN count(*) FILTER (WHERE moves) > 0 THEN (
+            SELECT count(*)
+            FROM crm.user_segments AS t
+            WHERE
+                -- The hash of in_shard in sql/warehouse/session.sql.
+                $2::int = 1
+                OR ('x' || substr(md5(convert_to(t.user_id, 'UTF8')), 1, 8))::bit(32)::bigint
+                % $2::int = $1::int
+        )
         ELSE 0
     END AS target_rows
 FROM changes

@@ -1,5 +1,6 @@
 -- Delete from crm.user_segments, in shard $1 of $2, the users who left the mart. A user whose
--- row was rejected has not left. Runs after the merge, over the same staging table.
+-- row was rejected has not left. Runs after the merge, which inserted $3 users, over the same
+-- staging table.
 WITH present AS (
     SELECT user_id FROM pg_temp.staging
     UNION ALL
@@ -9,8 +10,11 @@ WITH present AS (
 target AS (
     SELECT t.user_id
     FROM crm.user_segments AS t
-    -- The hash of in_shard in sql/warehouse/session.sql.
-    WHERE $2::int = 1 OR ('x' || substr(md5(t.user_id), 1, 8))::bit(32)::bigint % $2::int = $1::int
+    WHERE
+        -- The hash of in_shard in sql/warehouse/session.sql.
+        $2::int = 1
+        OR ('x' || substr(md5(convert_to(t.user_id, 'UTF8')), 1, 8))::bit(32)::bigint % $2::int
+        = $1::int
 ),
 
 gone AS (
@@ -24,4 +28,5 @@ gone AS (
 
 SELECT
     (SELECT count(*) FROM gone) AS deleted,
-    (SELECT count(*) FROM target) AS target_rows
+    -- As it was before the run.
+    (SELECT count(*) FROM target) - $3::bigint AS target_rows

@@ -16,10 +16,10 @@ FROM (
     FROM mart_user_segments
     UNION ALL BY NAME
     SELECT
-        NULL::TIMESTAMPTZ AS first_seen_at,
-        NULL::TIMESTAMPTZ AS last_seen_at,
+        NULL AS first_seen_at,
+        NULL AS last_seen_at,
         NULL::VARCHAR AS primary_platform,
         NULL::VARCHAR AS primary_country,
-        NULL::TIMESTAMPTZ AS segmented_at
+        NULL AS segmented_at
     WHERE false
 )

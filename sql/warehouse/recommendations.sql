@@ -10,5 +10,5 @@ SELECT
 FROM (
     FROM mart_recommendations
     UNION ALL BY NAME
-    SELECT NULL::BIGINT AS rank, NULL::TIMESTAMPTZ AS generated_at WHERE false
+    SELECT NULL AS rank, NULL AS generated_at WHERE false
 )

@@ -1,25 +1,35 @@
 -- What every connection to the warehouse sets for itself.
 SET TimeZone = 'UTC';
-SET enable_progress_bar = false;
 
 -- How a mart's values become the contract's types, whatever width dbt gave them. NULL where a
 -- value does not fit: the contract then rejects the row and shows the value as it was.
 
--- A count: a fraction, NaN or more than a bigint holds does not fit.
-CREATE TEMP MACRO as_count(x) AS CASE WHEN TRY_CAST(x AS BIGINT) = x THEN TRY_CAST(x AS BIGINT) END;
+CREATE TEMP MACRO as_text(x) AS CAST(x AS VARCHAR);
+
+-- A count, from an integer: more than a bigint holds does not fit.
+CREATE TEMP MACRO as_count(x) AS TRY_CAST(x AS BIGINT);
+
+-- A count, from a decimal or a float: nor does a fraction, NaN or infinity.
+CREATE TEMP MACRO as_whole_count(x) AS CASE WHEN trunc(x) = x THEN TRY_CAST(x AS BIGINT) END;
 
 -- Money, rounded to cents as DuckDB casts.
 CREATE TEMP MACRO as_money(x) AS TRY_CAST(x AS DECIMAL(14, 2));
 
 CREATE TEMP MACRO as_number(x) AS TRY_CAST(x AS DOUBLE);
 
-CREATE TEMP MACRO as_text(x) AS CAST(x AS VARCHAR);
-
--- A moment, in the years that every system downstream can hold; without a zone it is UTC.
+-- A moment, in the years that every system downstream can hold.
 CREATE TEMP MACRO as_moment(x) AS CASE
-    WHEN CAST(x AS TIMESTAMPTZ) >= '0001-01-01 00:00:00+00'::TIMESTAMPTZ
-        AND CAST(x AS TIMESTAMPTZ) < '10000-01-01 00:00:00+00'::TIMESTAMPTZ
-        THEN CAST(x AS TIMESTAMPTZ)
+    WHEN TRY_CAST(x AS TIMESTAMPTZ) >= '0001-01-01 00:00:00+00'::TIMESTAMPTZ
+        AND TRY_CAST(x AS TIMESTAMPTZ) < '10000-01-01 00:00:00+00'::TIMESTAMPTZ
+        THEN TRY_CAST(x AS TIMESTAMPTZ)
+END;
+
+-- A moment without a zone is UTC. Its microseconds are taken over as they are: a cast would ask
+-- the calendar of the session's zone for each row, ten times as slow.
+CREATE TEMP MACRO as_utc_moment(x) AS CASE
+    WHEN TRY_CAST(x AS TIMESTAMP) >= '0001-01-01'::TIMESTAMP
+        AND TRY_CAST(x AS TIMESTAMP) < '10000-01-01'::TIMESTAMP
+        THEN make_timestamptz(epoch_us(TRY_CAST(x AS TIMESTAMP)))
 END;
 
 -- What did not fit, as it stood in the mart.
@@ -28,4 +38,6 @@ CREATE TEMP MACRO misfit(x, cast_x) AS CASE
 END;
 
 -- Shard i of n, by a hash that Postgres computes alike (see sql/postgres/user_segments_mirror.sql).
-CREATE TEMP MACRO in_shard(key, i, n) AS ('0x' || substr(md5(key), 1, 8))::UINTEGER % n = i;
+-- A row without a key is in shard 0, so that some shard rejects it.
+CREATE TEMP MACRO in_shard(key, i, n) AS
+    coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0) = i;

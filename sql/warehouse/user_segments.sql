@@ -11,5 +11,5 @@ SELECT
 FROM (
     FROM mart_user_segments
     UNION ALL BY NAME
-    SELECT NULL::TIMESTAMPTZ AS segmented_at WHERE false
+    SELECT NULL AS segmented_at WHERE false
 )

@@ -1,0 +1,230 @@
+"""`make bench`: every case as a whole process, rounds interleaved, medians and ratios.
+
+A case is prepared outside the timing, run by measure.py, and its target checked row by row; a
+wrong result ends the bench. README.md tells how to read the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import contenders
+import marts
+import report
+from case import Case, require
+from contenders import HERE, RIVALS, Contender, WrongError, output, searchflow
+from targets import COLUMNS, Database, Keys
+
+from etl.embedded import Servers, running
+
+# As durable as out of the box, with room enough that no checkpoint and no autovacuum falls into
+# a case: both are done between the cases.
+SERVER = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1h",
+    "autovacuum": "off",
+}
+
+# The steps of user_segments: the mart, the count that tells, and one row in how many it is.
+STEPS = {
+    "first load": ("first", "inserted", 1),
+    "nothing changed": ("first", "unchanged", 1),
+    "1 % changed": ("one_percent", "updated", 100),
+    "all changed": ("all", "updated", 1),
+    "10 rows": ("ten", "inserted", 1),
+}
+
+REDIS_DATABASES = {"the limit": 1, "searchflow": 0, "by hand": 2}
+SHARD_ROWS = 1_000_000
+
+
+def main() -> None:
+    """Make the marts, start the servers, run every case, write the table."""
+    arguments = _arguments()
+    others = contenders.installed(arguments.without.split(","))
+    with tempfile.TemporaryDirectory(prefix="etl-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the servers may run as another user
+        print(f"making marts of {arguments.users:,} users", flush=True)
+        files = marts.build(folder, arguments.users, arguments.shards_users)
+        with running(folder / "servers", settings=SERVER) as servers:
+            bench = Bench(servers, folder, files, arguments.users)
+            bench.prepare(others)
+            cases = [*bench.segments(), *bench.mails(), *bench.recommendations(), *bench.small()]
+            large = list(bench.large(arguments.shards_users)) if arguments.shards_users else []
+            for number in range(arguments.rounds):
+                print(f"round {number + 1} of {arguments.rounds}", flush=True)
+                for case in cases:
+                    case.run(folder / "figures.json")
+            for case in large[:1] + large[1:] * arguments.rounds:
+                case.run(folder / "figures.json")
+            facts = report.facts(bench.database, bench.keys["searchflow"], others)
+    report.write(cases + large, facts, arguments)
+
+
+class Bench:
+    """The servers with everybody's tables, and the cases on them."""
+
+    def __init__(self, servers: Servers, folder: Path, files: dict[str, Path], users: int) -> None:
+        """Look at both servers; settings, telemetry and saving stay out of the seconds."""
+        self.folder, self.marts, self.users = folder, files, users
+        self.database = Database(servers)
+        self.keys = {name: Keys(servers, number) for name, number in REDIS_DATABASES.items()}
+        self.keys["searchflow"].client.config_set("save", "")  # no fork of the server in a case
+        self.environment = contenders.environment(folder, self.database.uri, servers.environment)
+        self.digest = cache(lambda mart, rows: marts.digest(files[mart], rows))
+
+    def prepare(self, others: Collection[str]) -> None:
+        """Make the tables and run everybody once unmeasured: the limits send what came of it."""
+        folder = self.folder
+        self.others = others
+        self.everybody = contenders.postgres(folder, self.database.uri, self.users, others)
+        output([sys.executable, "-m", "etl.init_db"], self.environment)
+        output([*self.database.psql, "-f", str(HERE / "tables.sql")], self.environment)
+        contenders.set_up_drt(folder, self.marts)
+        for each in self.everybody:
+            output(each.command(self.marts["ten"]), self._with("ten"), each.folder)
+        for sync in ("user_segments", "recommendations"):
+            output(searchflow(sync), self._with("first"))
+        self.segments_file, self.values_file = folder / "segments.copy", folder / "values.resp"
+        rows = f"(SELECT {COLUMNS} FROM crm.user_segments ORDER BY user_id)"
+        output(self.database.copy(rows, f"TO '{self.segments_file}'"), self.environment)
+        self.replies = self.keys["searchflow"].dump(self.values_file, REDIS_DATABASES["the limit"])
+
+    def segments(self) -> Iterator[Case]:
+        """Each step of user_segments, by everybody, each with a table of its own."""
+        copied = "bench.copied"
+        copy = self.database.copy(copied, f"FROM '{self.segments_file}'")
+        limit = Contender("the limit", copied, lambda _: copy)
+        yield self._segments("first load", limit)
+        for step in ("first load", "nothing changed", "1 % changed", "all changed"):
+            for contender in self.everybody:
+                yield self._segments(step, contender)
+
+    def mails(self) -> Iterator[Case]:
+        """email_triggers, which nobody else has."""
+        queue = "crm.email_queue"
+        prepare = {"first load": self.database.empty, "nothing changed": self.database.rest}
+        for step, begin in prepare.items():
+            yield Case(
+                f"email_triggers, {step}",
+                "searchflow",
+                searchflow("email_triggers"),
+                self._with("first"),
+                partial(begin, queue),
+                partial(self._check_mails, step),
+                self.users,
+            )
+
+    def recommendations(self) -> Iterator[Case]:
+        """Recommendations by everybody, each in a Redis database of its own."""
+        values = marts.some_values(self.marts["first"])
+        port, by_hand = self.environment["REDIS_PORT"], [str(REDIS_DATABASES["by hand"])]
+        limit = [sys.executable, "-S", str(HERE / "limit_redis.py"), port]
+        script = [str(RIVALS / "python"), str(HERE / "by_hand_redis.py"), port]
+        commands = {
+            "the limit": [*limit, str(self.values_file), str(self.replies)],
+            "searchflow": searchflow("recommendations"),
+            "by hand": [*script, *by_hand, str(self.marts["first"])],
+        }
+        present = {"the limit", "searchflow", *self.others}
+        for step in ("first load", "repeat"):
+            for name in sorted(commands.keys() & present, key=list(commands).index):
+                keys = self.keys[name]
+                yield Case(
+                    f"recommendations, {step}",
+                    name,
+                    commands[name],
+                    self._with("first"),
+                    keys.empty if step == "first load" else keys.keep,
+                    lambda _, keys=keys: keys.expect(self.users, values),
+                    self.users,
+                )
+
+    def small(self) -> Iterator[Case]:
+        """What is waited for where there is nothing to speak of."""
+        for contender in self.everybody:
+            yield self._segments("10 rows", contender)
+        yield Case(
+            "python -m etl --help",
+            "searchflow",
+            [sys.executable, "-m", "etl", "--help"],
+            self.environment,
+            lambda: None,
+            lambda printed: require("--shards" in printed, f"no help in {printed!r}"),
+        )
+
+    def large(self, wanted: int) -> Iterator[Case]:
+        """user_segments in shards: loaded once, then again with nothing changed."""
+        rows, table = self.users * marts.copies(self.users, wanted), "crm.user_segments"
+        shards = max(2, rows // SHARD_ROWS)
+        prepare = {"first load": self.database.empty, "nothing changed": self.database.rest}
+        for step, begin in prepare.items():
+            yield Case(
+                f"user_segments in {shards} shards, {step}",
+                "searchflow",
+                searchflow("user_segments", f"--shards={shards}"),
+                self._with("large"),
+                partial(begin, table),
+                lambda _: self.database.expect(table, self.digest("large", rows)),
+                rows,
+            )
+
+    def _segments(self, step: str, contender: Contender) -> Case:
+        mart, count, part = STEPS[step]
+        users, share = (10, 1) if mart == "ten" else (self.users, contender.share)
+        rows, table = users // share, contender.table
+        begin = self.database.empty if count == "inserted" else self.database.rest
+
+        def check(printed: str) -> None:
+            self.database.expect(table, self.digest(mart, rows))
+            if contender.name == "searchflow":
+                found, wanted = json.loads(printed)[count], -(-rows // part)
+                require(found == wanted, f"{count} is {found}, not {wanted}")
+
+        return Case(
+            f"user_segments, {step}",
+            contender.name,
+            contender.command(self.marts[mart]),
+            self._with(mart),
+            partial(begin, table),
+            check,
+            rows,
+            share,
+            contender.folder,
+        )
+
+    def _check_mails(self, step: str, printed: str) -> None:
+        result = json.loads(printed)
+        queued = int(self.database.run("SELECT count(*) FROM crm.email_queue"))
+        told = result["inserted"] if step == "first load" else result["unchanged"]
+        require(0 < queued == told, f"{queued} mails in the queue, but {printed}")
+
+    def _with(self, mart: str) -> dict[str, str]:
+        return self.environment | {"DUCKDB_PATH": str(self.marts[mart])}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without", default="", help="whom to leave out: by hand,dlt,drt")
+    parser.add_argument(
+        "--shards-users", type=int, default=0, help="add a run in shards of so many"
+    )
+    parser.add_argument("--name", help="of the files in results/; the date when not given")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except WrongError as error:
+        sys.exit(f"bench: {error}")

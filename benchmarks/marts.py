@@ -1,0 +1,114 @@
+"""The bench's marts: the same users and figures every time, and what a load of them must give."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from etl import sample
+
+# Five for every user, the best with score 1.0; cities and scores as the sample has them.
+RECOMMENDATIONS = """
+    CREATE OR REPLACE TABLE main_marketing.mart_recommendations AS
+    WITH cities AS (
+        SELECT list(DISTINCT recommended_destination ORDER BY recommended_destination) AS names
+        FROM main_marketing.mart_recommendations
+    ),
+    draws AS (
+        SELECT
+            user_id,
+            ('0x' || md5(user_id)[1:4])::INTEGER AS first,
+            ('0x' || md5(user_id)[5:8])::INTEGER / 65536 AS decay
+        FROM main_marketing.mart_user_segments
+    )
+    SELECT
+        user_id,
+        names[1 + (first + 7 * (rank - 1)) % len(names)] AS recommended_destination,
+        round(pow(0.70 + 0.28 * decay, rank - 1), 4) AS recommendation_score,
+        100 - rank AS supporting_users,
+        rank,
+        now() AS generated_at
+    FROM draws, cities, range(1, 6) AS ranks(rank)
+"""
+
+# Another mart of the same users; the segments stay, so that no guard has a word to say.
+SEARCHED = """
+    CREATE SCHEMA main_marketing;
+    CREATE TABLE main_marketing.mart_user_segments AS
+    SELECT * REPLACE (
+        (lifetime_searches + (rowid % {every} = 0)::INTEGER)::HUGEINT AS lifetime_searches
+    )
+    FROM before.main_marketing.mart_user_segments
+"""
+
+# More users than the first mart has: each of them several times over.
+LARGE = """
+    CREATE SCHEMA main_marketing;
+    CREATE TABLE main_marketing.mart_user_segments AS
+    SELECT * REPLACE (user_id || '-' || copy AS user_id)
+    FROM before.main_marketing.mart_user_segments, range({copies}) AS copies(copy)
+"""
+
+# A number that tells every row, whatever their order; DIGEST of targets.py is it in Postgres.
+DIGEST = """
+    SELECT count(*) || ' ' || coalesce(sum(('0x' || md5(concat_ws('|',
+        user_id, segment, lifetime_searches, lifetime_conversions, lifetime_revenue::DECIMAL(14, 2)
+    ))[1:8])::UINTEGER), 0)
+    FROM (FROM main_marketing.mart_user_segments LIMIT {rows})
+"""
+
+VALUES = """
+    SELECT
+        user_id,
+        list(recommended_destination ORDER BY rank) AS destinations,
+        round(avg(recommendation_score), 4) AS score
+    FROM main_marketing.mart_recommendations
+    WHERE recommendation_score > 0.5
+        AND user_id IN (
+            SELECT user_id FROM main_marketing.mart_user_segments ORDER BY md5(user_id) LIMIT 200
+        )
+    GROUP BY user_id
+"""
+
+
+def build(folder: Path, users: int, large: int) -> dict[str, Path]:
+    """Write the marts: first, then one user in a hundred changed, then everybody; ten users."""
+    names = ("first", "one_percent", "all", "ten", "large")
+    marts = {name: folder / f"{name}.duckdb" for name in names}
+    now = datetime.now(UTC)
+    sample.build(marts["first"], users, epoch=now, built_at=now)
+    with duckdb.connect(str(marts["first"])) as connection:
+        connection.execute(RECOMMENDATIONS)
+    _derive(marts["one_percent"], marts["first"], SEARCHED.format(every=100))
+    _derive(marts["all"], marts["one_percent"], SEARCHED.format(every=1))
+    if large:
+        _derive(marts["large"], marts["first"], LARGE.format(copies=copies(users, large)))
+    sample.build(marts["ten"], 10, epoch=now, built_at=now)
+    return marts
+
+
+def copies(users: int, large: int) -> int:
+    """How many times the large mart holds each user of the first."""
+    return max(1, large // users)
+
+
+def digest(mart: Path, rows: int) -> str:
+    """How many rows there are and a checksum over the first `rows` of them."""
+    with duckdb.connect(str(mart), read_only=True) as connection:
+        (digest,) = connection.sql(DIGEST.format(rows=rows)).fetchall()[0]
+        return str(digest)
+
+
+def some_values(mart: Path) -> dict[str, tuple[list[str], float]]:
+    """The destinations and the score of 200 users, by user_id."""
+    with duckdb.connect(str(mart), read_only=True) as connection:
+        rows = connection.sql(VALUES).fetchall()
+        return {user_id: (destinations, score) for user_id, destinations, score in rows}
+
+
+def _derive(mart: Path, before: Path, sql: str) -> None:
+    with duckdb.connect(str(mart)) as connection:
+        connection.execute(f"ATTACH '{before}' AS before (READ_ONLY)")
+        connection.execute(sql)

@@ -1,0 +1,95 @@
+"""The warehouse file: open it read-only, and say in a line what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from etl.errors import SyncError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# DuckDB does little more here than scan one table; what is left is for Arrow and Polars.
+_MEMORY = "512MB"
+
+_MAGIC = b"DUCK"  # after an eight-byte checksum
+
+_FOREIGN = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
+
+# What DuckDB says, and what that means to whoever runs the sync.
+_PROBLEMS = (
+    (
+        r"Conflicting lock is held in (.*?)\.? See also",
+        "locked by a writer, {}; run again when dbt is done",
+    ),
+    (r"Could not set lock", "locked by a writer; run again when dbt is done"),
+    (
+        r"different configuration than existing connections",
+        "is open in this very process; close that connection first",
+    ),
+    (
+        r"created with a newer version",
+        "written by a newer DuckDB; upgrade the duckdb package of this service",
+    ),
+    (
+        r"created with (DuckDB version .*?)\.?$",
+        "written by {}, which is too old; let dbt build it anew",
+    ),
+    (r"not a valid DuckDB database file", _FOREIGN),
+    (r"Corrupt|Could not read enough bytes", "damaged; restore it or let dbt build it anew"),
+    (
+        r'with name "([^".]+)\.[^".]+\.[^"]+" does not exist',
+        "a view reads from a database called {0}; if that is this file, name it {0}.duckdb"
+        " as dbt knows it, else make the mart a table",
+    ),
+    (r"Out of Memory", "needs more memory than there is; read it in parts (--shards)"),
+)
+
+
+def connect(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
+    """Open the file for reading; what does not fit into memory goes to the folder `spill`.
+
+    Raises:
+        SyncError: it is not there, not ours to read, not DuckDB's, damaged, too new or locked.
+    """
+    _check(path)
+    try:
+        return duckdb.connect(
+            path,
+            read_only=True,
+            config={"temp_directory": spill, "memory_limit": _MEMORY},
+        )
+    except duckdb.Error as error:
+        raise explained(error, path, "restore it or let dbt build it anew") from error
+
+
+def explained(error: duckdb.Error, path: Path, otherwise: str) -> SyncError:
+    """Turn an error of DuckDB's into one line; `otherwise` is the advice for one not known."""
+    message = str(error).strip()
+    for pattern, meaning in _PROBLEMS:
+        if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
+            words = (" ".join(group.split()) for group in found.groups())
+            return SyncError(f"warehouse {path}: {meaning.format(*words)}")
+    return SyncError(f"warehouse {path}: {message.partition(chr(10))[0]}; {otherwise}")
+
+
+def _check(path: Path) -> None:
+    try:
+        if not path.exists():
+            raise SyncError(f"warehouse {path}: no such file; run dbt, or set DUCKDB_PATH")
+        if path.is_dir():
+            raise SyncError(f"warehouse {path}: is a folder; set DUCKDB_PATH to the file in it")
+        # Looked at here: DuckDB would fetch an extension from the network for a SQLite file.
+        if not path.is_file() or _head(path)[8:] != _MAGIC:
+            raise SyncError(f"warehouse {path}: {_FOREIGN}")
+    except OSError as error:
+        reason = f"{error.strerror}; let the user that runs the sync read it"
+        raise SyncError(f"warehouse {path}: {reason}") from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8 + len(_MAGIC))

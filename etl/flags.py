@@ -1,0 +1,79 @@
+"""The flags of `python -m etl` and of `python -m etl.<sync>`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from etl import arguments
+from etl.arguments import flag
+from etl.errors import UsageError
+from etl.options import Options
+
+SYNCS = ("user_segments", "email_triggers", "recommendations")
+
+_ABOUT = (
+    "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
+    "Settings come from the environment (see .env.example): DUCKDB_PATH, POSTGRES_HOST,"
+    " REDIS_HOST and the rest. LOG_FORMAT=text or json says how the log on stderr looks,"
+    " ETL_DEBUG=1 adds tracebacks.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 stopped by a guard.",
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What was asked for on the command line."""
+
+    sync: str = flag("all", "NAME", f"{', '.join(SYNCS)}, or all of them in turn (all)")
+    dry_run: bool = flag(
+        False,
+        "",
+        "the real run without its effect: in Postgres all is done and rolled back, which takes"
+        " the same locks and time; Redis is only read",
+    )
+    force: bool = flag(False, "", "go past the guards; the ledger remembers it")
+    delete_missing: bool = flag(
+        False, "", "with user_segments: also delete the users who left the mart"
+    )
+    wait: float = flag(
+        0, "SECONDS", "how long to wait for another run of the same sync before giving up (0)"
+    )
+    shards: int = flag(1, "N", "walk each mart in this many parts, to bound memory (1)")
+    json: bool = flag(False, "", "print one JSON object per sync on stdout and nothing else there")
+
+
+def parse(words: list[str], only: str | None = None) -> Flags | None:
+    """Parse the command line; None: it asks for the help page.
+
+    Args:
+        words: what follows the program's name.
+        only: the sync of `python -m etl.<sync>`, None for `python -m etl`.
+
+    Raises:
+        UsageError: a flag, a value or a word that means nothing here.
+    """
+    flags = arguments.parse(Flags, words, _hidden(only))
+    if flags is None:
+        return None
+    flags = flags if only is None else replace(flags, sync=only)
+    if flags.sync not in ("all", *SYNCS):
+        raise UsageError(f"unknown sync {flags.sync!r}; it can be all, {', '.join(SYNCS)}")
+    if flags.delete_missing and flags.sync != "user_segments":
+        raise UsageError(
+            "--delete-missing works with user_segments alone; add --sync user_segments"
+        )
+    Options(wait=flags.wait, shards=flags.shards)  # it checks them
+    return flags
+
+
+def help_page(only: str | None = None) -> str:
+    """Every flag with its meaning, in at most 80 columns."""
+    program = f"etl.{only}" if only else "etl"
+    return arguments.help_page(Flags, program, _ABOUT, _hidden(only))
+
+
+def _hidden(only: str | None) -> set[str]:
+    """The flags that `python -m etl.<only>` does not take."""
+    if only is None:
+        return set()
+    return {"sync"} if only == "user_segments" else {"sync", "delete_missing"}

@@ -1,0 +1,90 @@
+"""`python -m etl.prune --days N`: drop what nobody needs any more from ledger and mail queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etl import arguments
+from etl.errors import UsageError
+from etl.settings import Settings
+
+_ABOUT = (
+    "Drop ledger rows, rejected rows and finished mails that are older than --days.",
+    "What a later run needs stays, however old: the last runs of each sync, and a mail whose"
+    " episode could come again or whose cooldown is not over (a welcome for ever, so that nobody"
+    " is welcomed twice). Settings come from the environment (see .env.example).",
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What was asked for on the command line."""
+
+    days: float | None = arguments.flag(None, "N", "how many days to keep; must be given")
+    dry_run: bool = arguments.flag(False, "", "drop nothing, only count")
+
+    def __post_init__(self) -> None:
+        if self.days is None:
+            raise UsageError("--days N must be given: how many days to keep")
+        _check(self.days)
+
+
+def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
+    """Drop what is older than `days` and return how many rows of each table.
+
+    Raises:
+        UsageError: `days` is not a number from 1 on.
+        SyncError: Postgres cannot be reached or does not let us; nothing was dropped.
+    """
+    import orjson
+
+    from etl import postgres
+
+    _check(days)
+    settings = Settings.from_environment()
+    rules = orjson.dumps(_rules()).decode()
+    hours = (settings.email_min_gap_hours, settings.guard_max_age_hours)
+    with postgres.session(settings, "etl.prune") as connection:
+        (runs,) = postgres.ask(connection, "prune_runs", days)
+        (rejects,) = postgres.ask(connection, "prune_rejects", days)
+        (mails,) = postgres.ask(connection, "prune_queue", days, rules, *hours)
+        if dry_run:
+            connection.rollback()
+        else:
+            connection.commit()
+    return {
+        "etl.sync_runs": runs["rows"],
+        "etl.rejected_rows": rejects["rows"],
+        "crm.email_queue": mails["rows"],
+    }
+
+
+def _check(days: object) -> None:
+    if isinstance(days, bool) or not isinstance(days, int | float) or not 1 <= days <= 36_500:
+        raise UsageError(f"--days takes a number of days from 1 on, not {days!r}")
+
+
+def _rules() -> list[dict[str, object]]:
+    from etl.email_triggers import RULES
+
+    return [
+        {
+            "template": rule.template,
+            "max_age": rule.max_age.total_seconds(),
+            "cooldown": None if rule.cooldown is None else rule.cooldown.total_seconds(),
+        }
+        for rule in RULES
+    ]
+
+
+def _run(flags: Flags) -> int:
+    from etl import report
+
+    done = "would go" if flags.dry_run else "dropped"
+    for table, rows in prune(flags.days or 0, dry_run=flags.dry_run).items():
+        report.write(f"{table:<18}{rows:>10,} rows {done}")
+    return 0
+
+
+if __name__ == "__main__":
+    arguments.main(Flags, "etl.prune", _ABOUT, _run)

@@ -1,0 +1,149 @@
+"""What a run knows of itself: how it was asked to run, and what it counted so far."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import polars as pl
+
+from etl import contract, guards, log, warehouse
+from etl.errors import Refused, SyncError
+from etl.options import Options, SyncResult, counted
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import dataframely as dy
+
+    from etl.postgres import Connection
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The last ok run of a sync."""
+
+    mart_rows: int
+    began_at: dt.datetime
+
+
+@dataclass
+class Run:
+    """The state of one run, handed to the sync's `load`."""
+
+    sync: str
+    settings: Settings
+    options: Options
+    needs_postgres: bool = True
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    connection: Connection | None = None
+    in_ledger: bool = False  # the run is one to be recorded, and the ledger was within reach
+    previous: Previous | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    # of the shard at hand
+    shard: tuple[int, int] = (0, 1)
+    shard_started: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+    figures: guards.Figures = field(default_factory=guards.Figures)
+    counts: dict[str, int] = field(default_factory=dict)
+    rejects: contract.Rejects | None = None
+    mart_columns: frozenset[str] = frozenset()
+    judged: bool = False
+
+    # of all shards that are done
+    done: int = 0
+    totals: dict[str, int] = field(default_factory=dict)
+    rejects_kept: int = 0
+
+    def begin(self, shard: tuple[int, int]) -> None:
+        """Turn to the next shard."""
+        self.shard, self.shard_started = shard, dt.datetime.now(dt.UTC)
+        self.figures, self.counts = guards.Figures(shards=shard[1]), {}
+        self.rejects, self.judged = None, False
+
+    def read(self, schema: type[dy.Schema]) -> pl.DataFrame:
+        """Fetch this sync's mart and return the rows that keep the contract.
+
+        The others are kept in `rejects`; what the guards want to know goes to `figures`.
+        """
+        begun = time.perf_counter()
+        mart = warehouse.read(self.sync, schema, self.settings, self.shard)
+        log.event("mart.read", rows=mart.table.num_rows, seconds=_since(begun))
+        limit = max(self.settings.reject_limit - self.rejects_kept, 0)
+        rows, self.rejects = contract.accept(schema, mart.table, limit)
+        if self.rejects.total:
+            log.warning("rows.rejected", rows=self.rejects.total, **self.rejects.reasons)
+        self.counts.update(extracted=mart.table.num_rows, rejected=self.rejects.total, deleted=0)
+        self.figures.extracted, self.figures.rejected = mart.table.num_rows, self.rejects.total
+        self.figures.mart_rows, self.figures.built_at = mart.rows, mart.built_at
+        self.figures.previous_mart_rows = self.previous.mart_rows if self.previous else None
+        self.mart_columns = mart.columns
+        return rows
+
+    @property
+    def postgres(self) -> Connection:
+        """The connection that holds the lock and the open transaction."""
+        if self.connection is None:
+            raise SyncError(f"{self.sync}: not connected to Postgres")
+        return self.connection
+
+    @property
+    def as_of(self) -> dt.datetime:
+        """When the mart was built; when it does not say so, now."""
+        return self.figures.built_at or self.shard_started
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Take over what a merge counted: into the result, the guards' figures, or both."""
+        for name, count in counts.items():
+            if name in counted(self.sync):
+                self.counts[name] = count
+            if hasattr(self.figures, name):
+                setattr(self.figures, name, count)
+
+    def rejected_users(self) -> pl.DataFrame:
+        """user_id str: those whose rows were set aside; they have not left the mart."""
+        users: Any = self.rejects.keys if self.rejects else []
+        return pl.DataFrame({"user_id": users}, schema={"user_id": pl.String}).filter(
+            contract.no_nul(pl.col("user_id"))
+        )
+
+    def lasts(self, seconds: int) -> None:
+        """Say that what a run writes expires: a refused stale mart is then told with when."""
+        written_at = self.previous.began_at if self.previous else None
+        self.figures.expires = guards.expiry(written_at, seconds)
+
+    def judge(self) -> None:
+        """Let the guards look at the figures, once a shard; `--force` goes past them."""
+        if self.judged:
+            return
+        self.judged = True
+        try:
+            guards.judge(self.figures, self.settings)
+        except Refused as refusal:
+            if not self.options.force:
+                raise
+            log.warning("guards.forced", reason=str(refusal))
+
+    def result(self, status: str, error: str | None = None) -> SyncResult:
+        """The counts so far, as the caller gets them."""
+        known = dict(self.totals)
+        for name, count in self.counts.items():
+            known[name] = known.get(name, 0) + count
+        result = {
+            "sync": self.sync,
+            "run_id": self.run_id,
+            "status": status,
+            "dry_run": self.options.dry_run,
+            **{name: known.get(name) for name in counted(self.sync)},
+            "seconds": _since(self.started),
+            **({"error": error} if error else {}),
+        }
+        return cast("SyncResult", result)
+
+
+def _since(begun: float) -> float:
+    return round(time.perf_counter() - begun, 3)

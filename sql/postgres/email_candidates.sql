@@ -1,0 +1,49 @@
+-- Stage the candidates: fresh occasions that are not in the queue, or were taken back before they
+-- were sent, each with what speaks against queueing it (nothing: null).
+-- $1 hours between any two mails to a user.
+-- Staged before: triggers (one row per user whose segment calls for a mail), rules (one row a
+-- template, times in seconds).
+CREATE TEMPORARY TABLE candidates AS
+WITH fresh AS (
+    SELECT t.user_id, t.template, t.episode_at, q.id AS cancelled_id
+    FROM pg_temp.triggers AS t
+    LEFT JOIN crm.email_queue AS q
+        ON q.user_id = t.user_id AND q.template = t.template AND q.episode_at = t.episode_at
+    WHERE t.due AND (q.id IS NULL OR q.status = 'cancelled')
+)
+
+SELECT
+    f.user_id,
+    f.template,
+    f.cancelled_id,
+    h.waiting_id,
+    CASE
+        WHEN s.user_id IS NOT NULL THEN 'suppressed'
+        WHEN h.is_firm THEN 'open'
+        WHEN r.cooldown IS NULL AND h.last_same IS NOT NULL THEN 'cooldown' -- never again
+        WHEN h.last_same > now() - make_interval(secs => r.cooldown) THEN 'cooldown'
+        WHEN h.last_mail > now() - make_interval(secs => $1 * 3600) THEN 'gap'
+    END AS against
+FROM fresh AS f
+JOIN pg_temp.rules AS r ON r.template = f.template
+LEFT JOIN crm.email_suppressions AS s ON s.user_id = f.user_id
+-- What else the user has in the queue. One look into its index a candidate, whatever the planner
+-- believes of their number.
+CROSS JOIN LATERAL (
+    SELECT
+        max(q.id) FILTER (WHERE q.status = 'pending') AS waiting_id, -- there is one at most
+        bool_or(
+            q.status = 'processing'
+            -- One that waits gives way, unless it is of a later visit or not ours to take back.
+            OR q.status = 'pending' AND (
+                q.template NOT IN (SELECT template FROM pg_temp.rules)
+                OR q.template = f.template AND q.episode_at > f.episode_at
+            )
+        ) AS is_firm,
+        max(coalesce(q.sent_at, q.created_at)) FILTER (WHERE q.status <> 'pending') AS last_mail,
+        max(coalesce(q.sent_at, q.created_at)) FILTER (
+            WHERE q.status <> 'pending' AND q.template = f.template
+        ) AS last_same
+    FROM crm.email_queue AS q
+    WHERE q.user_id = f.user_id AND q.status <> 'cancelled'
+) AS h

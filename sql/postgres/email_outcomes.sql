@@ -1,0 +1,34 @@
+-- Tell what becomes of each occasion and each waiting mail: how many by template and outcome, and
+-- five of the users. Staged before: triggers, candidates and changes.
+WITH outcomes AS (
+    SELECT
+        t.template,
+        t.user_id,
+        CASE
+            WHEN t.episode_at IS NULL THEN 'held back: no episode'
+            WHEN NOT t.due THEN 'old news'
+            WHEN c.against = 'suppressed' THEN 'suppressed'
+            WHEN c.against IS NOT NULL THEN 'held back: ' || c.against
+            WHEN c.cancelled_id IS NOT NULL THEN 'pending again'
+            WHEN c.user_id IS NOT NULL THEN 'queued'
+            WHEN w.id IS NOT NULL THEN 'refreshed'
+            ELSE 'unchanged'
+        END AS outcome
+    FROM pg_temp.triggers AS t
+    LEFT JOIN pg_temp.candidates AS c ON c.user_id = t.user_id
+    LEFT JOIN pg_temp.changes AS w ON w.user_id = t.user_id AND w.is_due
+    WHERE w.reason IS NULL
+    UNION ALL
+    SELECT template, user_id, 'cancelled: ' || reason
+    FROM pg_temp.changes
+    WHERE reason IS NOT NULL
+)
+
+SELECT
+    template,
+    outcome,
+    count(*) AS mails,
+    (array_agg(user_id ORDER BY user_id))[:5] AS users
+FROM outcomes
+GROUP BY template, outcome
+ORDER BY template, outcome

@@ -1,0 +1,35 @@
+-- Drop mails that ended more than $1 days ago and that no later sync looks for; return how many.
+-- $2 the rules, a JSON list of {template, max_age, cooldown} in seconds; $3 hours between any
+-- two mails to a user; $4 hours that a mart may be old.
+-- A sync looks for a mail for as long as its episode can come again, which is until a mart that
+-- may be that old calls it too old (never, where users have one episode for ever: its moment is
+-- yet to come); and, unless cancelled, for as long as the cooldown of its template (null: for
+-- ever) and the gap go on. A mail of a template without a rule is not ours.
+WITH rules AS (
+    SELECT
+        template,
+        make_interval(secs => max_age) AS max_age,
+        make_interval(secs => cooldown) AS cooldown
+    FROM jsonb_to_recordset($2::jsonb) AS r (template text, max_age float8, cooldown float8)
+),
+
+dropped AS (
+    DELETE FROM crm.email_queue AS q
+    USING rules AS r
+    WHERE
+        q.template = r.template
+        AND q.status IN ('sent', 'failed', 'cancelled')
+        AND greatest(q.sent_at, q.updated_at) < now() - make_interval(secs => $1::float8 * 86400)
+        AND q.episode_at < now() - r.max_age - make_interval(secs => $4::float8 * 3600)
+        AND (
+            q.status = 'cancelled'
+            OR (
+                coalesce(q.sent_at, q.created_at) < now() - r.cooldown
+                AND coalesce(q.sent_at, q.created_at)
+                < now() - make_interval(secs => $3::float8 * 3600)
+            )
+        )
+    RETURNING 1
+)
+
+SELECT count(*) AS rows FROM dropped

@@ -1,0 +1,17 @@
+-- Give back the mails that workers have held for more than $1 seconds: the lease ran out.
+-- They wait again, or have failed when this was the fifth attempt.
+WITH stale AS MATERIALIZED (
+    SELECT id
+    FROM crm.email_queue
+    WHERE status = 'processing' AND claimed_at < now() - make_interval(secs => $1)
+    FOR UPDATE SKIP LOCKED
+)
+
+UPDATE crm.email_queue AS q
+SET
+    status = CASE WHEN q.attempts < 5 THEN 'pending' ELSE 'failed' END,
+    reason = 'lease ran out',
+    updated_at = clock_timestamp()
+FROM stale
+WHERE q.id = stale.id
+RETURNING q.id, q.user_id, q.template, q.status, q.attempts, q.worker

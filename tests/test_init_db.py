@@ -1,0 +1,314 @@
+"""init_db: what is missing is made, what is there is left alone, and nobody waits for it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from conftest import command, segments
+
+from etl import email_triggers, postgres, queries, recommendations, user_segments
+from etl.embedded import Servers
+from etl.errors import SyncError
+from etl.init_db import init_db
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
+
+Mart = Callable[..., None]
+Select = Callable[..., list[dict[str, Any]]]
+
+
+def test_an_empty_database_gets_every_table(database: Connection, select: Select) -> None:
+    _do(database, "DROP SCHEMA crm, etl CASCADE")
+
+    made = init_db()
+
+    tables = select(
+        "SELECT schemaname || '.' || tablename AS name FROM pg_tables"
+        " WHERE schemaname IN ('crm', 'etl') ORDER BY name"
+    )
+    assert [table["name"] for table in tables] == [
+        "crm.email_queue",
+        "crm.email_suppressions",
+        "crm.user_segments",
+        "etl.rejected_rows",
+        "etl.sync_runs",
+    ]
+    assert {"crm", "etl", "crm.user_segments", "crm.email_queue_open"} <= set(made)
+    assert "crm.user_segments.synced_at" not in made  # it came with its table
+
+
+def test_the_columns_of_user_segments_are_those_the_crm_was_promised(select: Select) -> None:
+    columns = select(
+        "SELECT column_name AS name, udt_name AS type, is_nullable AS null"
+        " FROM information_schema.columns"
+        " WHERE table_schema = 'crm' AND table_name = 'user_segments' ORDER BY ordinal_position"
+    )
+
+    assert [tuple(column.values()) for column in columns] == [
+        ("user_id", "text", "NO"),
+        ("segment", "text", "NO"),
+        ("total_searches", "int8", "NO"),
+        ("total_conversions", "int8", "NO"),
+        ("lifetime_value", "numeric", "NO"),
+        ("previous_segment", "text", "YES"),
+        ("segment_changed_at", "timestamptz", "NO"),
+        ("synced_at", "timestamptz", "NO"),
+    ]
+
+
+def test_an_older_table_gets_its_columns_and_keeps_its_rows(
+    database: Connection, mart: Mart, select: Select
+) -> None:
+    _do(database, "DROP TABLE crm.user_segments", OLD_TABLE, OLD_ROWS)
+    before = select("SELECT ctid::text, * FROM crm.user_segments ORDER BY user_id")
+
+    made = init_db()
+
+    assert made == [
+        f"crm.user_segments.{column}"
+        for column in ("previous_segment", "segment_changed_at", "synced_at")
+    ]
+    after = select("SELECT ctid::text, * FROM crm.user_segments ORDER BY user_id")
+    assert [{name: row[name] for name in before[0]} for row in after] == before
+
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 2, 1, 3.5), ('c', 'new', 1, 0, 0)"))
+    result = user_segments.sync()
+
+    assert (result["inserted"], result["updated"], result["unchanged"]) == (1, 1, 1)
+    assert select("SELECT previous_segment FROM crm.user_segments WHERE user_id = 'b'") == [
+        {"previous_segment": "high_value"}
+    ]
+
+
+def test_what_is_missing_is_made_alone(database: Connection) -> None:
+    _do(database, "DROP INDEX crm.email_queue_claim", "DROP TABLE etl.rejected_rows")
+
+    assert init_db() == [
+        "crm.email_queue_claim",
+        "etl.rejected_rows",
+        "etl.rejected_rows_run",
+    ]
+    assert init_db() == []
+
+
+def test_a_run_with_nothing_to_do_waits_for_no_lock(database: Connection) -> None:
+    for table in TABLES:
+        postgres.execute(database, f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+
+    begun = time.monotonic()
+    finished = command("etl.init_db")
+
+    assert (finished.returncode, finished.stdout) == (0, "nothing to do\n")
+    assert init_db() == []
+    assert time.monotonic() - begun < 10  # two starts of Python; a lock would take 30 s
+    database.rollback()
+
+
+def test_a_run_with_nothing_to_do_takes_no_lock(
+    database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[str] = []
+    monkeypatch.setattr(postgres, "execute", lambda _, sql, *__: executed.append(sql))
+
+    init_db()
+
+    assert executed == []
+
+
+def test_ddl_behind_a_long_lock_gives_up_after_two_seconds(
+    database: Connection, select: Select
+) -> None:
+    _do(database, "DROP TABLE crm.user_segments", OLD_TABLE, OLD_ROWS, "DROP TABLE etl.sync_runs")
+    postgres.execute(database, "LOCK TABLE crm.user_segments IN ACCESS SHARE MODE")
+
+    begun = time.monotonic()
+    with pytest.raises(SyncError) as raised:
+        init_db()
+    waited = time.monotonic() - begun
+    database.rollback()
+
+    assert 1.9 < waited < 5
+    assert "gave up making crm.user_segments.previous_segment" in str(raised.value)
+    assert "nothing was made, run it again later" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 1
+    assert select("SELECT to_regclass('etl.sync_runs')::text AS made") == [{"made": None}]
+    assert len(init_db()) == 5  # three columns, the ledger and its index
+
+
+def test_two_at_once_do_not_get_in_each_others_way(database: Connection) -> None:
+    for _ in range(5):
+        _do(database, "DROP SCHEMA crm, etl CASCADE")
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(lambda _: init_db(), range(4)))
+
+        assert sorted(map(bool, made)) == [False, False, False, True]
+
+
+def test_a_role_without_rights_is_told_so(
+    database: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _do(database, "DROP SCHEMA crm, etl CASCADE")
+    superuser = postgres.connect(_superuser(servers), "tests")
+    _do(superuser, "CREATE ROLE plain LOGIN PASSWORD 'x'")
+    try:
+        with monkeypatch.context() as other:
+            other.setenv("POSTGRES_USER", "plain")
+            other.setenv("POSTGRES_PASSWORD", "x")
+            finished = command("etl.init_db")
+    finally:
+        _do(superuser, "DROP ROLE plain")
+        superuser.close()
+
+    assert (finished.returncode, finished.stdout, finished.stderr.count("\n")) == (1, "", 1)
+    assert "permission denied for database searchflow" in finished.stderr
+    assert "plain" in finished.stderr
+
+
+# The command
+
+
+def test_the_command_says_what_it_made(database: Connection) -> None:
+    _do(database, "DROP TABLE crm.email_suppressions")
+
+    first, second = command("etl.init_db"), command("etl.init_db")
+
+    assert (first.returncode, first.stdout) == (0, "made crm.email_suppressions\n")
+    assert (second.returncode, second.stdout) == (0, "nothing to do\n")
+    assert first.stderr == second.stderr == ""
+
+
+@pytest.mark.parametrize(("word", "code"), [("--dry-run", 2), ("crm", 2), ("--help", 0)])
+def test_the_command_takes_no_arguments(
+    word: str, code: int, database: Connection, select: Select
+) -> None:
+    _do(database, "DROP TABLE crm.email_suppressions")
+
+    finished = command("etl.init_db", word)
+
+    assert finished.returncode == code
+    assert (finished.stdout == "") == (code == 2)
+    assert finished.stderr.count("\n") == (1 if code == 2 else 0)
+    assert select("SELECT to_regclass('crm.email_suppressions')::text AS t") == [{"t": None}]
+
+
+# Syncs without their tables
+
+# As the first version of the service made it.
+OLD_TABLE = """
+    CREATE TABLE crm.user_segments (
+        user_id text PRIMARY KEY, segment text, total_searches bigint, total_conversions bigint,
+        lifetime_value numeric(14, 2)
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param("DROP SCHEMA crm, etl CASCADE", id="no schema"),
+        pytest.param("DROP TABLE crm.user_segments, crm.email_queue", id="no target"),
+        pytest.param("DROP TABLE etl.sync_runs", id="no ledger"),
+        pytest.param(
+            f"DROP TABLE crm.user_segments; {OLD_TABLE}; DROP TABLE crm.email_queue",
+            id="old tables",
+        ),
+    ],
+)
+@pytest.mark.parametrize("module", [user_segments, email_triggers])
+def test_a_sync_without_its_tables_names_init_db(
+    module: Any, spoil: str, mart: Mart, database: Connection
+) -> None:
+    mart(segments("('a', 'abandoned_search', 3, 1, 9.5)"))
+    _do(database, *spoil.split("; "))
+
+    with pytest.raises(SyncError) as raised:
+        module.sync()
+
+    assert "run `python -m etl.init_db`" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (raised.value.exit_code, raised.value.status) == (1, "failed")
+
+    init_db()
+    assert module.sync()["inserted"] == 1
+
+
+def test_recommendations_do_without_tables(
+    mart: Mart, database: Connection, keys: redis.Redis
+) -> None:
+    mart(
+        "CREATE TABLE mart_recommendations AS SELECT 'a' AS user_id, 'Rome' AS destination, 1 score"
+    )
+    _do(database, "DROP SCHEMA crm, etl CASCADE")
+
+    assert recommendations.sync()["written"] == 1
+    assert keys.keys() == [b"reco:a"]
+
+
+# The file by itself
+
+
+def test_the_schema_runs_with_psql_as_well_and_twice(
+    servers: Servers, database: Connection, select: Select
+) -> None:
+    made_by_init_db = _shape(select)
+    _do(database, "DROP SCHEMA crm, etl CASCADE")
+    psql = [*shlex.split(servers.psql), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-q"]
+    psql += ["-f", str(queries.ROOT / "postgres" / "schema.sql")]
+
+    runs = [subprocess.run(psql, capture_output=True, text=True, check=False) for _ in range(2)]
+
+    assert [(run.returncode, run.stdout) for run in runs] == [(0, ""), (0, "")], runs
+    assert "ERROR" not in runs[0].stderr + runs[1].stderr
+    assert _shape(select) == made_by_init_db
+    assert init_db() == []
+
+
+# Helpers
+
+TABLES = (
+    *("crm.user_segments", "crm.email_queue", "crm.email_suppressions"),
+    *("etl.sync_runs", "etl.rejected_rows"),
+)
+
+OLD_ROWS = """
+    INSERT INTO crm.user_segments VALUES ('a', 'regular', 1, 0, 0), ('b', 'high_value', 2, 1, 3.5)
+"""
+
+
+def _do(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        postgres.execute(connection, statement)
+    connection.commit()
+
+
+def _superuser(servers: Servers) -> Settings:
+    return Settings.from_environment({**servers.environment, "POSTGRES_USER": "postgres"})
+
+
+def _shape(select: Select) -> list[dict[str, Any]]:
+    """Every column, constraint and index of the service's tables."""
+    return select("""
+        SELECT attrelid::regclass::text AS of, attname::text AS what,
+               format_type(atttypid, atttypmod) || ' ' || attnotnull AS how
+        FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname IN ('crm', 'etl') AND attnum > 0
+        UNION ALL
+        SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(c.oid)
+        FROM pg_constraint AS c JOIN pg_namespace AS n ON n.oid = c.connamespace
+        WHERE n.nspname IN ('crm', 'etl')
+        UNION ALL
+        SELECT tablename::text, indexname::text, indexdef FROM pg_indexes
+        WHERE schemaname IN ('crm', 'etl')
+        ORDER BY 1, 2, 3
+    """)

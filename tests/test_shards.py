@@ -1,0 +1,96 @@
+"""A mart in shards: the same end and the same counts as in one piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conftest import segments
+from destinations import Mart, Select, execute
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from etl import user_segments
+
+IDS = st.sampled_from(["a", "b", "c", "d", "ä", "😀", "", " x ", "'", None])
+SEGMENTS = st.sampled_from(["regular", "at_risk", "new_user", None])
+MARTS = st.lists(st.tuples(IDS, SEGMENTS, st.integers(-1, 2)), min_size=1, max_size=12)
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(marts=st.tuples(MARTS, MARTS), shards=st.integers(2, 5), delete_missing=st.booleans())
+def test_shards_end_as_the_whole_does(
+    mart: Mart, select: Select, marts: Any, shards: int, delete_missing: bool
+) -> None:
+    before, after = marts
+    mart(values(before))
+    user_segments.sync(force=True)
+    keep_a_copy()
+    mart(values(after))
+    whole: Any = user_segments.sync(force=True, delete_missing=delete_missing)
+    expected = target(select)
+    restore_the_copy()
+
+    walked: Any = user_segments.sync(force=True, delete_missing=delete_missing, shards=shards)
+
+    assert target(select) == expected
+    apart = {"run_id", "seconds"}
+    assert {k: v for k, v in walked.items() if k not in apart} == {
+        k: v for k, v in whole.items() if k not in apart
+    }
+
+
+def test_each_shard_has_its_row_under_one_run_id(mart: Mart, select: Select) -> None:
+    mart(values([(f"u{n}", "regular", 1) for n in range(50)]))
+
+    result = user_segments.sync(shards=4)
+
+    rows = select(
+        "SELECT shard, shards, status, mart_rows, extracted, inserted FROM etl.sync_runs"
+        " WHERE run_id = $1 ORDER BY shard",
+        result["run_id"],
+    )
+    assert [(row["shard"], row["shards"], row["status"]) for row in rows] == [
+        (shard, 4, "ok") for shard in range(4)
+    ]
+    assert {row["mart_rows"] for row in rows} == {50}
+    assert sum(row["extracted"] for row in rows) == result["extracted"] == 50
+    assert sum(row["inserted"] for row in rows) == result["inserted"] == 50
+    assert all(0 < row["extracted"] < 50 for row in rows)
+
+
+def test_shards_of_a_scheduler_add_up_to_the_whole(mart: Mart, select: Select) -> None:
+    mart(values([(f"u{n}", "regular", 1) for n in range(50)]))
+
+    parts = [user_segments.sync(shard=(shard, 3)) for shard in range(3)]
+
+    assert sum(part["inserted"] or 0 for part in parts) == 50
+    assert len(target(select)) == 50
+    assert user_segments.sync()["unchanged"] == 50
+
+
+def values(rows: list[tuple[str | None, str | None, int]]) -> str:
+    return segments(", ".join(f"({_text(u)}, {_text(s)}, {n}, 0, 1.5)" for u, s, n in rows))
+
+
+def _text(value: str | None) -> str:
+    return "NULL" if value is None else "'" + value.replace("'", "''") + "'"
+
+
+def target(select: Select) -> list[dict[str, Any]]:
+    return select(
+        "SELECT user_id, segment, total_searches, lifetime_value, previous_segment"
+        " FROM crm.user_segments ORDER BY user_id"
+    )
+
+
+def keep_a_copy() -> None:
+    execute("DROP TABLE IF EXISTS crm.kept", "CREATE TABLE crm.kept AS TABLE crm.user_segments")
+
+
+def restore_the_copy() -> None:
+    execute("TRUNCATE crm.user_segments", "INSERT INTO crm.user_segments TABLE crm.kept")

@@ -1,0 +1,585 @@
+"""The warehouse: what cannot be read is said in one line, and the destination stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+from conftest import command, results, segments
+
+from etl import postgres, recommendations, user_segments, warehouse
+from etl.errors import Refused, SyncError, UsageError
+from etl.settings import Settings
+from etl.user_segments import UserSegment
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
+
+Mart = Callable[..., None]
+Select = Callable[..., list[dict[str, Any]]]
+Failing = Callable[..., SyncError]
+
+ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
+
+
+@pytest.fixture
+def failing(mart: Mart, environment: Path, database: Connection, select: Select) -> Failing:
+    """Make a mart, spoil it step by step, sync: the error, one line, and the CRM as it was."""
+    postgres.execute(database, "INSERT INTO crm.user_segments VALUES ('old', 'regular', 1, 1, 1)")
+    database.commit()
+    before = select("SELECT ctid::text, xmin::text, * FROM crm.user_segments")
+
+    def run(*spoil: str | Callable[[Path], object]) -> SyncError:
+        mart(ONE_USER)
+        for step in spoil:
+            mart(step) if isinstance(step, str) else step(environment)
+        with pytest.raises(SyncError) as raised:
+            user_segments.sync()
+        assert "\n" not in str(raised.value)
+        assert select("SELECT ctid::text, xmin::text, * FROM crm.user_segments") == before
+        return raised.value
+
+    return run
+
+
+# The file
+
+
+def test_a_missing_file_is_named(failing: Failing, environment: Path) -> None:
+    error = failing(Path.unlink)
+
+    assert str(error) == f"warehouse {environment}: no such file; run dbt, or set DUCKDB_PATH"
+    assert (error.exit_code, error.status) == (1, "failed")
+
+
+def test_a_folder_is_no_warehouse(failing: Failing, environment: Path) -> None:
+    error = failing(Path.unlink, Path.mkdir)
+
+    assert str(error) == (
+        f"warehouse {environment}: is a folder; set DUCKDB_PATH to the file in it"
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: path.write_text("user_id,segment\n" * 1000), id="text"),
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+        pytest.param(
+            lambda path: (path.unlink(), sqlite3.connect(path).execute("CREATE TABLE t (x)")),
+            id="SQLite",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_at_once(
+    failing: Failing, environment: Path, make: Callable[[Path], object]
+) -> None:
+    error = failing(make)
+
+    assert str(error) == (
+        f"warehouse {environment}: not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
+    )
+
+
+def test_a_pipe_is_not_waited_for(failing: Failing, environment: Path) -> None:
+    error = failing(Path.unlink, os.mkfifo)
+
+    assert str(error).startswith(f"warehouse {environment}: not a DuckDB file;")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: overwrite(path, 0, b"\xff" * 8), id="checksum of the header"),
+        pytest.param(lambda path: overwrite(path, 4096, noise(8192)), id="both headers"),
+        pytest.param(lambda path: overwrite(path, 12_288 + 64, noise(4096)), id="first block"),
+        pytest.param(lambda path: os.truncate(path, 100), id="cut in the header"),
+        pytest.param(lambda path: os.truncate(path, 12_288), id="cut after the header"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size - 500), id="cut short"),
+    ],
+)
+def test_a_damaged_file_is_called_so(
+    failing: Failing, environment: Path, spoil: Callable[[Path], object]
+) -> None:
+    error = failing(spoil)
+
+    assert str(error) == f"warehouse {environment}: damaged; restore it or let dbt build it anew"
+
+
+def test_damage_in_the_data_is_found_while_reading(failing: Failing, environment: Path) -> None:
+    error = failing(
+        "CREATE OR REPLACE TABLE mart_user_segments AS SELECT md5(n::VARCHAR) AS user_id,"
+        " md5((n + 1)::VARCHAR) AS segment, n AS total_searches, n AS total_conversions,"
+        " n AS lifetime_value FROM range(200_000) AS r(n)",
+        lambda path: overwrite(path, path.stat().st_size // 2, noise(1000)),
+    )
+
+    assert str(error) == f"warehouse {environment}: damaged; restore it or let dbt build it anew"
+
+
+@pytest.mark.parametrize(
+    ("version", "meaning"),
+    [
+        (1000, "written by a newer DuckDB; upgrade the duckdb package of this service"),
+        (
+            51,
+            "written by DuckDB version v0.8.0 or v0.8.1, which is too old; let dbt build it anew",
+        ),
+    ],
+)
+def test_a_file_of_another_storage_version_is_called_so(
+    failing: Failing, environment: Path, version: int, meaning: str
+) -> None:
+    error = failing(lambda path: stamp(path, version))
+
+    assert str(error) == f"warehouse {environment}: {meaning}"
+
+
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_a_file_that_may_not_be_read_is_called_so(closed: str, environment: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "dbt")
+        folder.mkdir()
+        path = folder / "warehouse.duckdb"
+        duckdb.connect(path).close()
+        for place in (Path(name), folder):
+            place.chmod(0o755)
+        (path if closed == "file" else folder).chmod(0)
+
+        with as_nobody(), pytest.raises(SyncError) as raised:
+            warehouse.read("user_segments", UserSegment, Settings(duckdb_path=str(path)))
+        folder.chmod(0o755)
+
+    assert str(raised.value) == (
+        f"warehouse {path}: Permission denied; let the user that runs the sync read it"
+    )
+
+
+def test_a_writer_that_holds_the_file_is_named(
+    failing: Failing, environment: Path, select: Select
+) -> None:
+    with contextlib.ExitStack() as stack:
+        error = failing(lambda path: stack.enter_context(writer(path)))
+        seen = command("etl.user_segments", "--json")
+
+    assert str(error).startswith(f"warehouse {environment}: locked by a writer, ")
+    assert str(error).endswith("); run again when dbt is done")
+    assert "(PID " in str(error)
+    assert seen.returncode == 1
+    assert "locked by a writer" in results(seen)[0]["error"]
+    assert user_segments.sync()["inserted"] == 1
+
+
+def test_a_connection_of_this_process_is_told_from_damage(
+    failing: Failing, environment: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        error = failing(lambda path: stack.enter_context(duckdb.connect(path)))
+
+    assert str(error) == (
+        f"warehouse {environment}: is open in this very process; close that connection first"
+    )
+
+
+@pytest.mark.parametrize("spoil", ["", "ALTER TABLE mart_user_segments DROP segment"])
+def test_dbt_can_write_as_soon_as_the_read_is_over(
+    mart: Mart, environment: Path, spoil: str
+) -> None:
+    mart(ONE_USER, spoil)
+
+    outcome: object
+    try:
+        outcome = warehouse.read("user_segments", UserSegment, Settings.from_environment())
+    except SyncError as error:
+        outcome = error
+
+    assert isinstance(outcome, SyncError) is bool(spoil)
+    with writer(environment):
+        pass
+
+
+# The mart
+
+
+def test_a_mart_that_is_nowhere_is_named(failing: Failing) -> None:
+    error = failing("DROP TABLE mart_user_segments")
+
+    assert str(error) == (
+        "mart_user_segments (sql/warehouse/user_segments.sql) is in no schema of the warehouse;"
+        " run dbt, or correct DUCKDB_PATH"
+    )
+
+
+def test_a_mart_in_two_schemas_needs_a_choice(
+    failing: Failing, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failing(
+        "CREATE SCHEMA dev_marketing; CREATE TABLE dev_marketing.mart_user_segments AS"
+        " FROM main.mart_user_segments; UPDATE main.mart_user_segments SET segment = 'of_main'"
+    )
+    monkeypatch.setenv("MART_SCHEMA", "Main")
+    result = user_segments.sync()
+
+    assert str(error) == (
+        "mart_user_segments (sql/warehouse/user_segments.sql) is in several schemas:"
+        " dev_marketing, main; set MART_SCHEMA to the right one"
+    )
+    assert result["inserted"] == 1
+    assert select("SELECT segment FROM crm.user_segments WHERE user_id = 'a'") == [
+        {"segment": "of_main"}
+    ]
+
+
+def test_a_schema_without_the_mart_is_named_with_those_that_have_it(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failing(lambda _: monkeypatch.setenv("MART_SCHEMA", "marketing"))
+
+    assert str(error) == (
+        "mart_user_segments (sql/warehouse/user_segments.sql) is not in schema marketing but in"
+        " main; correct MART_SCHEMA"
+    )
+
+
+@pytest.mark.parametrize("schema", ['a.b"c', "main_marketing", "two words, a comma", "Ünïcode'"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_schema_may_have_any_name(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch, schema: str, named: bool
+) -> None:
+    quoted = '"' + schema.replace('"', '""') + '"'
+    mart(
+        f"CREATE SCHEMA {quoted}",
+        ONE_USER.replace("TABLE mart_user_segments", f"TABLE {quoted}.mart_user_segments"),
+    )
+    if named:
+        monkeypatch.setenv("MART_SCHEMA", schema)
+
+    assert user_segments.sync()["inserted"] == 1
+
+
+def test_a_mart_may_be_a_view(mart: Mart) -> None:
+    mart(
+        ONE_USER,
+        "ALTER TABLE mart_user_segments RENAME TO stg_users",
+        "CREATE SCHEMA marketing",
+        "CREATE VIEW marketing.mart_user_segments AS FROM main.stg_users",
+    )
+
+    assert user_segments.sync()["inserted"] == 1
+
+
+def test_a_view_on_another_database_names_it(failing: Failing, environment: Path) -> None:
+    other = environment.with_name("other.duckdb")
+    error = failing(
+        f"ATTACH '{other}'; CREATE TABLE other.stg_users AS FROM mart_user_segments;"
+        " DROP TABLE mart_user_segments;"
+        " CREATE VIEW mart_user_segments AS FROM other.main.stg_users",
+    )
+
+    assert str(error) == (
+        f"warehouse {environment}: a view reads from a database called other; if that is this"
+        " file, name it other.duckdb as dbt knows it, else make the mart a table"
+    )
+
+
+def test_every_missing_column_is_named_with_both_its_names(failing: Failing) -> None:
+    error = failing(
+        "CREATE OR REPLACE TABLE mart_user_segments AS"
+        " SELECT 'a' AS user_id, 1 AS searches, 2 AS lifetime_conversions"
+    )
+
+    assert str(error) == (
+        "the mart has no column segment;"
+        " it has no column total_searches or lifetime_searches;"
+        " it has no column lifetime_value or lifetime_revenue;"
+        " it has user_id, searches, lifetime_conversions;"
+        " map the names in sql/warehouse/user_segments.sql"
+    )
+
+
+def test_both_names_of_a_pair_are_one_too_many(failing: Failing) -> None:
+    error = failing("ALTER TABLE mart_user_segments ADD COLUMN total_searches BIGINT DEFAULT 7")
+
+    assert str(error).startswith(
+        "the mart has both lifetime_searches and total_searches, of which one must go; it has"
+    )
+
+
+def test_every_column_of_a_type_that_cannot_serve_is_named(failing: Failing) -> None:
+    error = failing(
+        "CREATE OR REPLACE TABLE mart_user_segments AS SELECT 1 AS user_id, ['x'] AS segment,"
+        " '3' AS total_searches, true AS total_conversions, {'eur': 5} AS lifetime_value,"
+        " 'today' AS segmented_at"
+    )
+
+    assert str(error) == (
+        "sql/warehouse/user_segments.sql: user_id is INTEGER, which is not text;"
+        " segment is VARCHAR[], which is not text;"
+        " total_searches is VARCHAR, which is not a number;"
+        " total_conversions is BOOLEAN, which is not a number;"
+        " lifetime_value is STRUCT(eur INTEGER), which is not a number;"
+        " built_at is VARCHAR, which is not a timestamp;"
+        " correct the mart or cast in that file"
+    )
+
+
+def test_recommendations_know_their_own_names(mart: Mart, keys: Any) -> None:
+    mart("CREATE TABLE mart_recommendations AS SELECT 'a' AS user_id, true AS rank")
+
+    with pytest.raises(SyncError) as raised:
+        recommendations.sync()
+
+    assert str(raised.value).startswith(
+        "the mart has no column recommended_destination or destination;"
+        " it has no column recommendation_score or score; it has user_id, rank; map"
+    )
+    assert keys.dbsize() == 0
+
+
+def test_an_empty_mart_is_refused(failing: Failing, mart: Mart) -> None:
+    error = failing("DELETE FROM mart_user_segments")
+    seen = command("etl.user_segments")
+
+    assert isinstance(error, Refused)
+    assert str(error).startswith("refused: empty: the mart has no rows")
+    assert seen.returncode == 3
+
+
+def test_whatever_duckdb_says_is_told_in_its_first_line_with_where_to_look(
+    failing: Failing, environment: Path
+) -> None:
+    error = failing(
+        "ALTER TABLE mart_user_segments RENAME TO stg",
+        "CREATE VIEW mart_user_segments AS"
+        " SELECT * REPLACE (error('no rate for EUR\nin stg') AS segment) FROM stg",
+    )
+
+    assert str(error) == (
+        f"warehouse {environment}: Invalid Input Error: no rate for EUR;"
+        " correct sql/warehouse/user_segments.sql or the mart"
+    )
+
+
+# A team's own queries
+
+
+def test_a_query_in_etl_sql_dir_comes_first(
+    mart: Mart, select: Select, own_query: Callable[[str], Path]
+) -> None:
+    mart("CREATE SCHEMA crm", "CREATE TABLE crm.people AS SELECT 'a' AS id, 'vip' AS tier")
+    own_query(
+        "SELECT id AS user_id, tier AS segment, 1 AS total_searches, 2 AS total_conversions,"
+        " 3 AS lifetime_value, NULL AS built_at FROM people -- not in the schema. people"
+    )
+
+    user_segments.sync()
+
+    assert select("SELECT user_id, segment, total_searches::int AS n FROM crm.user_segments") == [
+        {"user_id": "a", "segment": "vip", "n": 1}
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("people JOIN tiers USING (user_id)", id="bare names"),
+        pytest.param("people JOIN people_tiers.tiers USING (user_id)", id="one with its schema"),
+        pytest.param("(FROM WAREHOUSE.PEOPLE.PEOPLE) JOIN Tiers USING (user_id)", id="any case"),
+        pytest.param(
+            "(WITH people AS (FROM people.people) FROM people) JOIN tiers USING (user_id)",
+            id="a step named like its table",
+        ),
+    ],
+)
+def test_a_query_may_read_tables_of_several_schemas(
+    mart: Mart, own_query: Callable[[str], Path], source: str
+) -> None:
+    mart(
+        "CREATE SCHEMA people; CREATE TABLE people.people AS SELECT 'a' AS user_id",
+        "CREATE SCHEMA people_tiers; CREATE TABLE people_tiers.tiers AS"
+        " SELECT 'a' AS user_id, 'vip' AS segment",
+    )
+    own_query(
+        "SELECT user_id, segment, 1 AS total_searches, 2 AS total_conversions,"
+        f" 3 AS lifetime_value, NULL AS built_at FROM {source}"
+    )
+
+    assert user_segments.sync()["inserted"] == 1
+
+
+def test_a_mart_is_known_behind_a_step_of_its_name(
+    failing: Failing, own_query: Callable[[str], Path]
+) -> None:
+    sql = (
+        "WITH mart_user_segments AS (FROM main.mart_user_segments)"
+        " SELECT COLUMNS('^(user_id)$'), COLUMNS('^(tier|level)$') FROM mart_user_segments"
+    )
+    error = failing(lambda _: own_query(sql))
+
+    assert str(error).startswith("the mart has no column tier or level; it has user_id, segment,")
+
+
+@pytest.mark.parametrize("sql", ["", "-- nothing yet"])
+def test_a_query_without_rows_to_read_is_told(
+    failing: Failing, own_query: Callable[[str], Path], sql: str
+) -> None:
+    error = failing(lambda _: own_query(sql))
+
+    assert str(error) == (
+        f"{own_query(sql)}: does not end in a SELECT; write one that returns the rows"
+    )
+
+
+def test_a_query_must_return_each_column_once(
+    failing: Failing, own_query: Callable[[str], Path]
+) -> None:
+    sql = (
+        "SELECT user_id, 'x' AS segment, segmented_at AS built_at,"
+        " COLUMNS('^(total_searches|lifetime_searches)$') AS total_searches"
+        " FROM mart_user_segments CROSS JOIN more"
+    )
+    error = failing("CREATE TABLE more AS SELECT 7 AS total_searches", lambda _: own_query(sql))
+
+    assert str(error) == (
+        f"{own_query(sql)}: total_searches comes more than once; total_conversions is missing;"
+        " lifetime_value is missing; correct the mart or cast in that file"
+    )
+
+
+def test_a_query_that_is_not_sql_is_told(
+    failing: Failing, own_query: Callable[[str], Path], environment: Path
+) -> None:
+    sql = "SELEC user_id FROM mart_user_segments"
+    error = failing(lambda _: own_query(sql))
+
+    assert str(error) == (
+        f'warehouse {environment}: Parser Error: syntax error at or near "SELEC";'
+        f" correct {own_query(sql)} or the mart"
+    )
+
+
+def test_a_query_that_is_not_utf_8_is_told(
+    failing: Failing, own_query: Callable[[str], Path]
+) -> None:
+    error = failing(lambda _: own_query("").write_bytes(b"SELECT '\xe9'"))
+
+    assert str(error).startswith(f"{own_query('')}: cannot be read (")
+    assert str(error).endswith("); save it as UTF-8 text")
+
+
+def test_a_folder_of_queries_that_is_not_there_is_a_wrong_setting(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failing(lambda _: monkeypatch.setenv("ETL_SQL_DIR", "/no/such/folder"))
+
+    assert isinstance(error, UsageError)
+    assert error.exit_code == 2
+    assert str(error) == "settings: ETL_SQL_DIR: /no/such/folder is not a folder"
+
+
+def test_a_folder_without_this_sync_leaves_the_shipped_query(
+    mart: Mart, own_query: Callable[[str], Path]
+) -> None:
+    mart(ONE_USER)
+    own_query("SELECT nonsense").rename(own_query("").with_name("recommendations.sql"))
+
+    assert user_segments.sync()["inserted"] == 1
+
+
+# Shards
+
+
+@pytest.mark.parametrize("id_type", ["VARCHAR", "ENUM ('a', 'b', 'c', 'd', 'ü')"])
+def test_shards_part_the_mart_and_know_the_whole(
+    mart: Mart, environment: Path, id_type: str
+) -> None:
+    mart(
+        "CREATE TABLE mart_user_segments AS"
+        f" SELECT id::{id_type} AS user_id, 'regular' AS segment, 1 AS total_searches,"
+        " 1 AS total_conversions, 1 AS lifetime_value, built AS segmented_at FROM (VALUES"
+        " ('a', TIMESTAMP '2026-01-01'), ('b', TIMESTAMP '2026-03-01'), ('c', 'infinity'),"
+        " ('d', NULL), ('ü', NULL), (NULL, NULL)) AS v(id, built)"
+    )
+
+    parts = [
+        warehouse.read("user_segments", UserSegment, Settings.from_environment(), (index, 3))
+        for index in range(3)
+    ]
+
+    ids = [user for part in parts for user in part.table["user_id"].to_pylist()]
+    assert sorted(map(str, ids)) == ["None", "a", "b", "c", "d", "ü"]
+    assert max(part.table.num_rows for part in parts) < 6
+    assert {(part.rows, str(part.built_at)) for part in parts} == {(6, "2026-03-01 00:00:00+00:00")}
+
+
+@pytest.fixture
+def own_query(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
+    """Put a user_segments.sql into a folder of its own and ETL_SQL_DIR to that."""
+
+    def write(sql: str) -> Path:
+        monkeypatch.setenv("ETL_SQL_DIR", str(tmp_path / "sql"))
+        path = tmp_path / "sql" / "user_segments.sql"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(sql)
+        return path
+
+    return write
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def noise(size: int) -> bytes:
+    return random.Random(7).randbytes(size)
+
+
+def stamp(path: Path, version: int) -> None:
+    """Give a DuckDB file another storage version, under a checksum that is right."""
+    header = bytearray(path.read_bytes()[:4096])
+    header[12:20] = struct.pack("<Q", version)
+    checksum = 5381
+    for (word,) in struct.iter_unpack("<Q", header[8:]):
+        checksum ^= (word * 0xBF58476D1CE4E5B9) % 2**64
+    overwrite(path, 0, struct.pack("<Q", checksum) + header[8:])
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; nobody may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextlib.contextmanager
+def writer(path: Path) -> Iterator[None]:
+    """Another process that holds the file open for writing, as dbt does."""
+    script = f"import duckdb; c = duckdb.connect({str(path)!r}); print('open', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield
+        process.communicate("\n")
