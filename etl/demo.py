@@ -64,7 +64,8 @@ def _demo(servers: Servers, *, keep: bool) -> None:
         [module.sync() for module in (user_segments, email_triggers, recommendations)],
         as_json=False,
     )
-    _console.print(f"Of the keys written to Redis: {report.outcome(before)} before.")
+    new, changed, same = (before[name] or 0 for name in ("inserted", "updated", "unchanged"))
+    _console.print(f"Of the keys written, {new:,} are new, {changed:,} changed, {same:,} the same.")
     _show_postgres()
     _show_redis()
     if keep:

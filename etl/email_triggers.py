@@ -57,7 +57,9 @@ PAYLOAD_VERSION = 1
 EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 
 # Twice this holds a hash table of 500,000 triggers.
-WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
+_WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
+
+_WITHOUT_TRIGGER = "SELECT user_id FROM pg_temp.changes WHERE reason = 'left_mart'"
 
 
 class Audience(UserSegment):
@@ -100,15 +102,12 @@ def sync(
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage, decide and merge; `execute` judges and commits."""
     mart = _with_lasting_episodes(run, run.read(Audience))
-    triggers = transform(mart, run.as_of)
-    others = mart.join(triggers, on="user_id", how="anti").select("user_id", rejected=False)
-    rejected = run.rejected_users().unique().with_columns(rejected=True)
-    postgres.execute(run.postgres, WORK_MEMORY)
+    postgres.execute(run.postgres, _WORK_MEMORY)
     postgres.stage(run.postgres, "rules", _rules())
-    postgres.stage(run.postgres, "triggers", triggers)
-    postgres.stage(run.postgres, "others", pl.concat([others, rejected]))
+    postgres.stage(run.postgres, "triggers", transform(mart, run.as_of))
     _decide(run, "candidates", run.settings.email_min_gap_hours)
     _decide(run, "changes", run.as_of, *run.shard)
+    _find_the_known(run, mart)
     if run.options.dry_run:
         _tell(postgres.ask(run.postgres, "email_outcomes"))
     run.count(postgres.merge(run.postgres, "email_triggers", *run.shard))
@@ -172,6 +171,17 @@ def _decide(run: Run, table: str, *parameters: Any) -> None:
     postgres.execute(run.postgres, f'DROP TABLE IF EXISTS pg_temp."{table}"')
     postgres.execute(run.postgres, queries.load("postgres", f"email_{table}"), *parameters)
     postgres.execute(run.postgres, f'ANALYZE pg_temp."{table}"')
+
+
+def _find_the_known(run: Run, mart: pl.DataFrame) -> None:
+    """Tell who left their segment, or has a bad row, from who left the mart."""
+    gone = postgres.select(run.postgres, _WITHOUT_TRIGGER)
+    if gone:
+        users = pl.DataFrame(gone, schema={"user_id": pl.String})
+        rejected = run.rejected_users().unique().with_columns(rejected=True)
+        known = users.join(mart, on="user_id", how="semi").with_columns(rejected=False)
+        postgres.stage(run.postgres, "known", pl.concat([known, rejected]))
+        postgres.execute(run.postgres, queries.load("postgres", "email_known"))
 
 
 def _tell(outcomes: list[dict[str, Any]]) -> None:

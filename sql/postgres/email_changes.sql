@@ -1,8 +1,8 @@
 -- Stage the changes to waiting mails: those to cancel, with the reason, and those that stay
 -- (reason null) but say something else now.
 -- $1 the mart's build time; $2 shard, $3 of how many.
--- Staged before: triggers, rules, candidates, and others (all other users of the mart; rejected:
--- their row broke the contract). A template that is not in the rules is somebody else's.
+-- Staged before: triggers, rules, candidates. Whose user has no trigger counts as `left_mart`
+-- until email_known.sql corrects that. A template that is not in the rules is somebody else's.
 CREATE TEMPORARY TABLE changes AS
 WITH waiting AS (
     SELECT
@@ -13,9 +13,8 @@ WITH waiting AS (
             WHEN s.user_id IS NOT NULL THEN 'suppressed'
             WHEN c.user_id IS NOT NULL THEN 'superseded'
             WHEN q.episode_at < $1::timestamptz - make_interval(secs => r.max_age) THEN 'expired'
-            WHEN o.rejected THEN NULL -- nobody knows which segment the user is in
-            WHEN t.user_id IS NULL AND o.user_id IS NULL THEN 'left_mart'
-            WHEN t.template IS DISTINCT FROM q.template THEN 'left_segment'
+            WHEN t.user_id IS NULL THEN 'left_mart'
+            WHEN t.template <> q.template THEN 'left_segment'
         END AS reason,
         coalesce(t.due AND t.template = q.template AND t.episode_at = q.episode_at, false)
             AS is_due,
@@ -26,7 +25,6 @@ WITH waiting AS (
     FROM crm.email_queue AS q
     JOIN pg_temp.rules AS r ON r.template = q.template
     LEFT JOIN pg_temp.triggers AS t ON t.user_id = q.user_id
-    LEFT JOIN pg_temp.others AS o ON o.user_id = q.user_id
     LEFT JOIN pg_temp.candidates AS c ON c.waiting_id = q.id AND c.against IS NULL
     LEFT JOIN crm.email_suppressions AS s ON s.user_id = q.user_id
     WHERE

@@ -1,5 +1,6 @@
 -- Merge into crm.email_queue what email_candidates.sql and email_changes.sql staged, and count
 -- what that did. $1 is the shard, $2 of how many.
+-- Staged before: triggers, rules, candidates and changes.
 --
 -- Workers go on meanwhile. A mail they claimed since it was staged is theirs: it stays as it is,
 -- and what was to take its place waits for a later run.
@@ -46,7 +47,6 @@ inserted AS (
     FROM approved AS a
     JOIN pg_temp.triggers AS t ON t.user_id = a.user_id
     WHERE a.cancelled_id IS NULL
-    ORDER BY t.user_id COLLATE "C"
     -- Another program may have queued a mail of its own for the user a moment ago.
     ON CONFLICT DO NOTHING
     RETURNING id
