@@ -59,6 +59,9 @@ EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 # Twice this holds a hash table of 500,000 triggers.
 _WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
 
+# How many mails wait is what the planner's statistics of the queue know least of.
+_NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
+
 _WITHOUT_TRIGGER = "SELECT user_id FROM pg_temp.changes WHERE reason = 'left_mart'"
 
 
@@ -106,7 +109,9 @@ def load(run: Run) -> None:
     postgres.stage(run.postgres, "rules", _rules())
     postgres.stage(run.postgres, "triggers", transform(mart, run.as_of))
     _decide(run, "candidates", run.settings.email_min_gap_hours)
+    postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
     _decide(run, "changes", run.as_of, *run.shard)
+    postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
     _find_the_known(run, mart)
     if run.options.dry_run:
         _tell(postgres.ask(run.postgres, "email_outcomes"))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from etl.settings import Settings
 
 
-def explained(error: Exception, settings: Settings, before: str = "") -> SyncError:
+def explained(error: BaseException, settings: Settings, before: str = "") -> SyncError:
     """Return the error as a SyncError (itself, if it is one); `before` heads its message."""
     if isinstance(error, SyncError):
         failure = error

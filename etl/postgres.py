@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -129,7 +130,23 @@ def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]
     return counts
 
 
-def explained(error: Exception, settings: Settings) -> SyncError:
+def undo(connection: Connection) -> None:
+    """Roll back, but wait for it no longer than two seconds.
+
+    A connection that the server has cut cannot roll back, and one that was interrupted at the
+    wrong moment may never answer: the server undoes both when the process is gone.
+    """
+
+    def work() -> None:
+        with suppress(Exception):
+            connection.rollback()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout=2)
+
+
+def explained(error: BaseException, settings: Settings) -> SyncError:
     """Turn a driver's error into one line: what, where, what to do."""
     where = f"Postgres ({settings.postgres_address})"
     sqlstate = getattr(error, "sqlstate", None)
@@ -201,14 +218,15 @@ def _quoted(value: object) -> str:
     return f"'{escaped}'"
 
 
-def _primary_message(error: Exception) -> str:
+def _primary_message(error: BaseException) -> str:
     """The server's own first line: no DETAIL, which holds row values, and no query text."""
     for key, value in getattr(error, "details", None) or []:
-        if key == "PG_DIAG_MESSAGE_PRIMARY":
+        if key == b"PG_DIAG_MESSAGE_PRIMARY":
             return " ".join(value.decode(errors="replace").split())
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     first = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", first)
-    return re.sub(r"Failed to connect: (connection to server at )?", "cannot connect to ", first)
+    first = first.replace("Failed to connect: connection to server at ", "cannot connect to ")
+    return first.replace("Failed to connect: ", "cannot connect: ")
 
 
 def _connect_hint(message: str) -> str:

@@ -10,8 +10,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from etl import failure, ledger, log, postgres
-from etl.errors import Stopped
+from etl import failure, ledger, log, postgres, signals
+from etl.errors import Stopped, SyncError
 from etl.options import Options, SyncResult
 from etl.settings import Settings
 from etl.state import Run
@@ -41,6 +41,7 @@ def execute(
         SyncError: the run failed (`Refused`: a guard stopped it); it has `.result`.
     """
     run = Run(sync, Settings.from_environment(), options, needs_postgres, shard=options.walk[0])
+    heard = signals.heard()
     with log.context(sync=sync, run_id=run.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
@@ -50,22 +51,33 @@ def execute(
                 load(run)
                 run.judge()
                 _finish(run)
-        except Exception as error:
-            problem = failure.explained(error, run.settings, _done_before(run))
-            _fail(run, problem.status, str(problem))
-            problem.result = run.result(problem.status, str(problem))
-            raise problem from error
-        except BaseException as stop:
-            reason = f"{_done_before(run)}cancelled by {str(stop) or type(stop).__name__}"
-            _fail(run, "cancelled", reason)
-            if isinstance(stop, Stopped):
-                stop.result = run.result("cancelled", reason)
-            raise
+        except BaseException as error:
+            # DuckDB and the drivers turn a stop into an error of their own.
+            stop = signals.received(heard) or (None if isinstance(error, Exception) else error)
+            ended = _cancelled(run, stop) if stop else _failed(run, error)
+            if ended is error:
+                raise
+            raise ended from error
         finally:
             _close(run)
         result = run.result("ok")
         log.event("sync.finished", status="ok", seconds=result["seconds"], **run.totals)
     return result
+
+
+def _failed(run: Run, error: BaseException) -> SyncError:
+    problem = failure.explained(error, run.settings, _done_before(run))
+    _fail(run, problem.status, str(problem))
+    problem.result = run.result(problem.status, str(problem))
+    return problem
+
+
+def _cancelled(run: Run, stop: BaseException) -> BaseException:
+    reason = f"{_done_before(run)}cancelled by {str(stop) or type(stop).__name__}"
+    _fail(run, "cancelled", reason)
+    if isinstance(stop, Stopped):
+        stop.result = run.result("cancelled", reason)
+    return stop
 
 
 def refused(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
@@ -115,9 +127,8 @@ def _finish(run: Run) -> None:
 def _fail(run: Run, status: str, error: str) -> None:
     """Undo, then say so in the ledger on a connection of its own; the lock is still held."""
     log.event("sync.finished", logging.ERROR, status=status, error=error)
-    # A connection that the server has cut cannot roll back; there is nothing left to undo.
-    with contextlib.suppress(Exception):
-        run.postgres.rollback()
+    if run.connection is not None:
+        postgres.undo(run.connection)
     if not run.in_ledger:
         return
     try:
@@ -144,8 +155,7 @@ def _ledger(run: Run) -> Iterator[None]:
 
 def _close(run: Run) -> None:
     if run.connection is not None:
-        with contextlib.suppress(Exception):
-            run.connection.rollback()
+        # What was not committed is undone with it.
         with contextlib.suppress(Exception):
             run.connection.close()
         run.connection = None

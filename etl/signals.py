@@ -35,13 +35,23 @@ def raise_stopped() -> None:
         signal.signal(number, _raise)
 
 
-def check() -> None:
-    """Raise `Stopped` for a signal whose own exception got lost on the way.
+def heard() -> int:
+    """How many signals have come so far; what `received` wants to know."""
+    return len(_received)
+
+
+def received(before: int = 0) -> Stopped | None:
+    """The stop that a signal after the first `before` asked for, also when its exception got lost.
 
     DuckDB turns it into a RuntimeError, and one that is raised in a destructor is dropped.
     """
-    if _received:
-        raise Stopped(_received[0])
+    return Stopped(_received[before]) if len(_received) > before else None
+
+
+def check() -> None:
+    """Raise `Stopped` for a signal whose own exception got lost."""
+    if stop := received():
+        raise stop
 
 
 def ignore() -> None:

@@ -154,11 +154,6 @@ def test_two_at_once_do_not_get_in_each_others_way(database: Connection) -> None
         assert sorted(map(bool, made)) == [False, False, False, True]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="etl/postgres.py compares the driver's keys, which are bytes, with a str; remove this"
-    " mark when _primary_message is put right",
-)
 def test_a_role_without_rights_is_told_so(
     database: Connection, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
