@@ -10,14 +10,14 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import dataframely as dy
 import polars as pl
 
 from etl import log, postgres, queries
 from etl.contract import no_nul
-from etl.options import Options, SyncResult
+from etl.options import Options, Outcome, SyncResult
 from etl.run import Run, execute
 from etl.user_segments import UserSegment
 
@@ -114,7 +114,7 @@ def load(run: Run) -> None:
     postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
     _find_the_known(run, mart)
     if run.options.dry_run:
-        _tell(postgres.ask(run.postgres, "email_outcomes"))
+        run.tell(cast("list[Outcome]", postgres.ask(run.postgres, "email_outcomes")))
     run.count(postgres.merge(run.postgres, "email_triggers", *run.shard))
 
 
@@ -187,11 +187,6 @@ def _find_the_known(run: Run, mart: pl.DataFrame) -> None:
         known = users.join(mart, on="user_id", how="semi").with_columns(rejected=False)
         postgres.stage(run.postgres, "known", pl.concat([known, rejected]))
         postgres.execute(run.postgres, queries.load("postgres", "email_known"))
-
-
-def _tell(outcomes: list[dict[str, Any]]) -> None:
-    for row in outcomes:
-        log.event("mails.outcome", **{name: row[name] for name in ("template", "outcome", "mails")})
 
 
 def _rules() -> pl.DataFrame:

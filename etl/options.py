@@ -21,6 +21,15 @@ def counted(sync: str) -> tuple[str, ...]:
     return (*COMMON, *EXTRA.get(sync, ()))
 
 
+class Outcome(TypedDict):
+    """What a dry run says would become of some mails."""
+
+    template: str
+    outcome: str
+    mails: int
+    users: list[str]  # five of them
+
+
 class SyncResult(TypedDict):
     """What a run did; plain values, so that a scheduler can store it. None: not known."""
 
@@ -39,6 +48,7 @@ class SyncResult(TypedDict):
     suppressed: NotRequired[int | None]  # email_triggers
     held_back: NotRequired[int | None]  # email_triggers
     seconds: float
+    outcomes: NotRequired[list[Outcome]]  # a dry run of email_triggers
     error: NotRequired[str]  # when not ok
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from etl.options import SyncResult
+    from etl.options import Outcome, SyncResult
 
 # How the counts read in a sentence, in the order of telling.
 _WORDS = {
@@ -81,6 +81,11 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     with console.capture() as page:
         console.print(_table(results))
+        for result in results:
+            if "outcomes" in result:
+                console.print()
+                console.print(_outcomes(result["outcomes"]))
+                console.print()
         if any(result["dry_run"] for result in results):
             console.print(_DRY)
         for result in results if reasons else ():
@@ -107,6 +112,20 @@ def _table(results: Sequence[SyncResult]) -> Table:
             outcome(result),
             f"{result['seconds']:.2f}",
         )
+    return table
+
+
+def _outcomes(outcomes: Sequence[Outcome]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("template", no_wrap=True)
+    table.add_column("would be")
+    table.add_column("mails", justify="right", no_wrap=True)
+    table.add_column("of them")
+    for one in outcomes:
+        users = ", ".join(one["users"])
+        table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from etl import contract, guards, log, warehouse
 from etl.errors import Refused, SyncError
-from etl.options import Options, SyncResult, counted
+from etl.options import Options, Outcome, SyncResult, counted
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Run:
     done: int = 0
     totals: dict[str, int] = field(default_factory=dict)
     rejects_kept: int = 0
+    outcomes: dict[tuple[str, str], Outcome] = field(default_factory=dict)
 
     def begin(self, shard: tuple[int, int]) -> None:
         """Turn to the next shard."""
@@ -104,6 +105,15 @@ class Run:
             if hasattr(self.figures, name):
                 setattr(self.figures, name, count)
 
+    def tell(self, outcomes: list[Outcome]) -> None:
+        """Add what would become of the mails of this shard."""
+        for one in outcomes:
+            same = self.outcomes.setdefault(
+                (one["template"], one["outcome"]), {**one, "mails": 0, "users": []}
+            )
+            same["mails"] += one["mails"]
+            same["users"] = (same["users"] + one["users"])[:5]
+
     def rejected_users(self) -> pl.DataFrame:
         """user_id str: those whose rows were set aside; they have not left the mart."""
         users: Any = self.rejects.keys if self.rejects else []
@@ -140,6 +150,7 @@ class Run:
             "dry_run": self.options.dry_run,
             **{name: known.get(name) for name in counted(self.sync)},
             "seconds": _since(self.started),
+            **({"outcomes": list(self.outcomes.values())} if self.outcomes else {}),
             **({"error": error} if error else {}),
         }
         return cast("SyncResult", result)

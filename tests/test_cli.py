@@ -285,7 +285,7 @@ def test_json_is_one_object_per_sync_with_the_agreed_keys(line: str, etl: Etl, m
     assert ended.code == 0
     assert [list(one) for one in ended.objects] == [
         [*KEYS, "seconds"],
-        [*KEYS, "cancelled", "suppressed", "held_back", "seconds"],
+        [*KEYS, "cancelled", "suppressed", "held_back", "seconds", *(["outcomes"] if line else [])],
         [*KEYS, "written", "seconds"],
     ]
     assert [one["sync"] for one in ended.objects] == list(SYNCS)
