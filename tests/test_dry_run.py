@@ -155,5 +155,5 @@ AFTER = _rows(
 
 
 def _counts(result: Any) -> dict[str, Any]:
-    named = ("sync", "run_id", "status", "dry_run", "seconds", "error")
+    named = ("sync", "run_id", "status", "dry_run", "seconds", "outcomes", "error")
     return {name: value for name, value in result.items() if name not in named}

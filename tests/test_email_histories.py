@@ -81,7 +81,7 @@ STEPS = st.one_of(
 )
 @given(
     people=st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
-    steps=st.lists(STEPS, min_size=4, max_size=14),
+    steps=st.lists(STEPS, min_size=4, max_size=12),
 )
 @pytest.mark.timeout(1800)
 def test_the_queue_keeps_its_promises(
