@@ -1,8 +1,9 @@
 """E-mail triggers: mart_user_segments -> crm.email_queue.
 
 Mail workers send what the segment asks for. The rules of the queue (episodes, cooldowns,
-cancelling) are in docs/email-queue.md; what needs the queue's state is decided in
-sql/postgres/email_triggers.sql, what the mart alone tells in `transform`.
+cancelling) are in docs/email-queue.md. What the mart alone tells is in `transform`; what needs
+the queue's state is in SQL: email_candidates, email_changes and email_known decide, email_triggers
+does it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ PAYLOAD_VERSION = 1
 # The one episode of a user, for ever, where the mart has no visit columns: never old news.
 EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 
-# Twice this holds a hash table of 500,000 triggers.
+# A hash table may take twice this: 500,000 triggers with their payloads.
 _WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
 
 # How many mails wait is what the planner's statistics of the queue know least of.

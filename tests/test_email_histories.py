@@ -124,14 +124,16 @@ class World:
     @classmethod
     @contextmanager
     def opened(cls, warehouse: Path) -> Iterator[World]:
-        names = ["eye", "w1", "w2"]
-        connections = {name: postgres.connect(Settings.from_environment(), name) for name in names}
+        eye, *workers = (
+            postgres.connect(Settings.from_environment(), name) for name in ("eye", "w1", "w2")
+        )
+        world = cls(warehouse, eye, dict(zip(("w1", "w2"), workers, strict=True)))
         try:
-            postgres.execute(connections["eye"], "TRUNCATE crm.email_queue, crm.email_suppressions")
-            connections["eye"].commit()
-            yield cls(warehouse, connections.pop("eye"), connections)
+            postgres.execute(eye, "TRUNCATE crm.email_queue, crm.email_suppressions")
+            eye.commit()
+            yield world
         finally:
-            for connection in connections.values():
+            for connection in (eye, *world.workers.values()):
                 connection.close()
 
     # What users and dbt do

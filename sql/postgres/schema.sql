@@ -49,7 +49,9 @@ CREATE TABLE IF NOT EXISTS crm.email_queue (
     updated_at timestamptz NOT NULL DEFAULT now(),
     sent_at    timestamptz,
     UNIQUE (user_id, template, episode_at)
-);
+)
+-- Every mail changes a few times and then never again: claims step over what is not yet vacuumed.
+WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 
 -- makes: crm.email_queue_open
 -- At most one open mail a user. Said in a way that no query can use: with two indices to choose
