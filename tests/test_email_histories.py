@@ -257,6 +257,11 @@ class World:
         wet = self._sync()
         self._check_counts(before, wet)
         assert {**dry, **UNLIKE} == {**wet, **UNLIKE}
+        told = dict.fromkeys(COUNTED.values(), 0)
+        for one in dry.get("outcomes", []):
+            if one["outcome"] != "old news":
+                told[COUNTED[one["outcome"].partition(":")[0]]] += one["mails"]
+        assert told == {name: dry[name] for name in told}  # type: ignore[literal-required]
 
     def crash(self, moment: str, killed: bool) -> None:
         before = self._queue()
@@ -474,7 +479,7 @@ MART = """
 """
 
 # What two results of the same work may differ in.
-UNLIKE = {"run_id": "", "dry_run": None, "seconds": 0}
+UNLIKE = {"run_id": "", "dry_run": None, "seconds": 0, "outcomes": None}
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -82,7 +82,7 @@ Hire = Callable[[str], Worker]
 def test_workers_take_the_most_urgent_and_then_the_oldest(
     database: Connection, worker: Hire
 ) -> None:
-    enqueue(database, "VALUES ('late', 2, 1), ('old', 2, 9), ('urgent', 1, 0), ('idle', 3, 99)")
+    enqueue(database, "VALUES ('idle', 3, 99), ('late', 2, 1), ('old', 2, 9), ('urgent', 1, 0)")
 
     claimed = worker("w1").claim(3)
 
