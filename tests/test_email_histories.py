@@ -479,7 +479,18 @@ MART = """
 """
 
 # What two results of the same work may differ in.
-UNLIKE = {"run_id": "", "dry_run": None, "seconds": 0, "outcomes": None}
+UNLIKE: dict[str, Any] = {"run_id": "", "dry_run": None, "seconds": 0, "outcomes": []}
+
+# How a dry run's outcomes are counted.
+COUNTED = {
+    "queued": "inserted",
+    "pending again": "updated",
+    "refreshed": "updated",
+    "unchanged": "unchanged",
+    "cancelled": "cancelled",
+    "suppressed": "suppressed",
+    "held back": "held_back",
+}
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
