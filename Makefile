@@ -39,10 +39,10 @@ test: setup ## all tests, on real servers that they start and stop
 	$(VENV)/bin/pytest
 
 demo: setup ## the three syncs on real servers with a sample warehouse
-	@$(RUN) -m etl.demo
+	@$(RUN) -m demo
 
 demo-shell: setup ## the same, then keep the servers up until Ctrl-C
-	@$(RUN) -m etl.demo --keep
+	@$(RUN) -m demo --keep
 
 init-db: setup ## create or complete the tables in Postgres
 	@$(RUN) -m etl.init_db

@@ -21,7 +21,7 @@ from case import Case, require
 from contenders import HERE, RIVALS, Contender, WrongError, output, searchflow
 from targets import COLUMNS, Database, Keys
 
-from etl.embedded import Servers, running
+from demo.embedded import Servers, running
 
 # As durable as out of the box, with room enough that no checkpoint and no autovacuum falls into
 # a case: both are done between the cases.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from etl import sample
+from demo import sample
 
 # Five for every user, the best with score 1.0; cities and scores as the sample has them.
 RECOMMENDATIONS = """

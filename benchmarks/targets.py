@@ -10,7 +10,7 @@ import hiredis
 import redis
 from contenders import WrongError, output
 
-from etl.embedded import Servers
+from demo.embedded import Servers
 
 COLUMNS = "user_id, segment, total_searches, total_conversions, lifetime_value"
 

@@ -48,6 +48,12 @@ def lock(run: Run) -> None:
         time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
+def unlock(run: Run) -> None:
+    """Let go of the lock; the session would hold it until the server has done away with it."""
+    postgres.ask(run.postgres, "unlock")
+    run.postgres.commit()
+
+
 def abandon(run: Run) -> None:
     """Mark as failed what a killed process left `running`; whoever holds the lock may."""
     for row in postgres.ask(run.postgres, "abandon_runs", run.sync, *_part(run), run.run_id):
@@ -101,9 +107,10 @@ def _locked(run: Run) -> bool:
     (row,) = postgres.ask(run.postgres, "lock", f"etl.{run.sync}", *_part(run))
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
     held = bool(row["held"]) and _holder(run) is None
-    if not held:
-        postgres.ask(run.postgres, "unlock")
-    run.postgres.commit()  # a session lock outlives it; an open transaction would hold vacuum
+    if held:
+        run.postgres.commit()  # the lock outlives it; an open transaction would hold vacuum
+    else:
+        unlock(run)
     return held
 
 

@@ -51,6 +51,7 @@ def execute(
                 load(run)
                 run.judge()
                 _finish(run)
+            _unlock(run)
         except BaseException as error:
             # DuckDB and the drivers turn a stop into an error of their own.
             stop = signals.received(heard) or (None if isinstance(error, Exception) else error)
@@ -151,6 +152,14 @@ def _ledger(run: Run) -> Iterator[None]:
         log.warning("ledger.unreachable", reason=str(failure.explained(error, run.settings)))
         _close(run)
         run.in_ledger = False
+
+
+def _unlock(run: Run) -> None:
+    """Let the next run in now: to drop a big staging table takes the server a while."""
+    if run.connection is not None:
+        # All is committed, and the lock goes with the connection in any case.
+        with contextlib.suppress(Exception):
+            ledger.unlock(run)
 
 
 def _close(run: Run) -> None:

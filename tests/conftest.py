@@ -15,8 +15,8 @@ import duckdb
 import pytest
 import redis
 
+from demo.embedded import Servers, running
 from etl import postgres
-from etl.embedded import Servers, running
 from etl.init_db import init_db
 from etl.settings import Settings
 

@@ -18,7 +18,7 @@ import pytest
 import redis
 from conftest import ROOT
 
-from etl.embedded import valkey
+from demo.embedded import valkey
 from etl.settings import Settings
 
 OURS = ("init_db", "reverse-etl")

@@ -25,7 +25,7 @@ from etl.run import Run, execute
 from etl.settings import Settings
 
 if TYPE_CHECKING:
-    from etl.embedded import Servers
+    from demo.embedded import Servers
     from etl.postgres import Connection
 
 Mart = Callable[..., None]

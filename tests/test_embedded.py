@@ -17,14 +17,14 @@ import adbc_driver_postgresql.dbapi as adbc
 import pytest
 import redis
 
-from etl import embedded
+from demo import embedded
 from etl.errors import SyncError
 
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 CHILD = """
 import sys, time
 from pathlib import Path
-from etl import embedded
+from demo import embedded
 with embedded.running(Path(sys.argv[1]), settings={"fsync": "off"}) as servers:
     print(servers.postgres_port, servers.redis_port, flush=True)
     time.sleep(60)

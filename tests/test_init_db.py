@@ -13,8 +13,8 @@ import pytest
 import redis
 from conftest import command, segments
 
+from demo.embedded import Servers
 from etl import email_triggers, postgres, queries, recommendations, user_segments
-from etl.embedded import Servers
 from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.settings import Settings

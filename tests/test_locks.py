@@ -16,6 +16,7 @@ from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import SyncError, UsageError
 from etl.ledger import Busy
 from etl.options import Options
+from etl.run import Run
 from etl.settings import Settings
 
 HOLDER = rf"pid {os.getpid()} on {socket.gethostname()}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
@@ -47,6 +48,23 @@ def test_a_run_that_may_wait_runs_when_the_other_is_through(mart: Mart, select: 
 
     rows = select("SELECT status, updated, unchanged FROM etl.sync_runs ORDER BY started_at")
     assert [tuple(row.values()) for row in rows[1:]] == [("ok", 1, 0), ("ok", 0, 1)]
+
+
+def test_a_run_that_is_through_lets_the_next_in_while_its_session_winds_up(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server drops big staging tables before it ends a session, locks and all."""
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    lingering: list[Run] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("etl.run._close", lingering.append)
+        user_segments.sync()
+    (first,) = lingering
+
+    try:
+        assert user_segments.sync()["unchanged"] == 1
+    finally:
+        first.postgres.close()
 
 
 def test_waiting_ends_when_its_time_is_up(mart: Mart) -> None:

@@ -12,8 +12,8 @@ import pytest
 import redis
 from polars.testing import assert_frame_equal
 
+from demo.embedded import Servers
 from etl import cache, recommendations
-from etl.embedded import Servers
 from etl.errors import SyncError
 from etl.recommendations import transform, values
 from etl.settings import Settings

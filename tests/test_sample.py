@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from etl import sample
+from demo import sample
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = EPOCH + timedelta(days=1)

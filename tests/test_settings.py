@@ -11,8 +11,8 @@ import pytest
 import redis
 from conftest import command, results, segments
 
+from demo.embedded import Servers
 from etl import cache, postgres, recommendations, settings, user_segments
-from etl.embedded import Servers
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
 

@@ -23,8 +23,9 @@ import pytest
 import redis
 from conftest import ROOT
 
-from etl import postgres, sample
-from etl.embedded import Servers
+from demo import sample
+from demo.embedded import Servers
+from etl import postgres
 
 if TYPE_CHECKING:
     from etl.postgres import Connection

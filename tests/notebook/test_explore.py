@@ -19,7 +19,8 @@ import pytest
 import redis
 from conftest import ROOT
 
-from etl import postgres, recommendations, sample, user_segments
+from demo import sample
+from etl import postgres, recommendations, user_segments
 from etl.settings import Settings
 
 pytest.importorskip("nbmake", reason="needs the notebook's packages: make test-notebook")

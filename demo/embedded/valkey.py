@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-from etl.embedded.server import Account, Server, free_port
+from demo.embedded.server import Account, Server, free_port
 
 _STOP = (signal.SIGTERM, signal.SIGKILL)
 

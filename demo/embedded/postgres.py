@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from etl.embedded.server import Account, Server, free_port, hand_over, run
+from demo.embedded.server import Account, Server, free_port, hand_over, run
 
 # Fast shutdown; then immediate, where Postgres itself kills what hangs; then the postmaster.
 _STOP = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)

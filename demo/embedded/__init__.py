@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from etl.embedded import postgres, valkey
-from etl.embedded.server import Account, Server, hand_over
+from demo.embedded import postgres, valkey
+from demo.embedded.server import Account, Server, hand_over
 from etl.errors import SyncError
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from etl import cache, email_triggers, postgres, recommendations, report, sample, user_segments
-from etl.embedded import Servers, running
+from demo import sample
+from demo.embedded import Servers, running
+from etl import cache, email_triggers, postgres, recommendations, report, user_segments
 from etl.errors import Stopped, SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
