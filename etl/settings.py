@@ -32,6 +32,7 @@ class Settings:
     duckdb_path: str = _setting("/data/searchflow.duckdb", "the warehouse file dbt writes")
     mart_schema: str | None = _setting(None, "schema of the marts; found by itself when unset")
     etl_sql_dir: str | None = _setting(None, "folder with your own warehouse queries")
+    warehouse_wait: float = _setting(60.0, "seconds to wait while dbt has the file locked", min=0)
 
     postgres_host: str = _setting("postgres", "server, or folder of its Unix socket")
     postgres_port: int = _setting(5432, "", min=1, max=65535)
@@ -41,12 +42,25 @@ class Settings:
         "airflow", "left to libpq when unset and PGPASSWORD or PGPASSFILE is set", secret=True
     )
 
+    postgres_statement_timeout: float = _setting(
+        900.0, "seconds that one statement may take", min=1
+    )
+
     redis_host: str = _setting("redis", "")
     redis_port: int = _setting(6379, "", min=1, max=65535)
     redis_db: int = _setting(0, "", min=0)
     redis_username: str | None = _setting(None, "ACL user")
     redis_password: str | None = _setting(None, "", secret=True)
     redis_tls: bool = _setting(False, "speak TLS to Redis")
+    redis_ca_file: str | None = _setting(None, "whom to trust; unset: the system's authorities")
+    redis_cert_file: str | None = _setting(
+        None, "client certificate, where the server asks for one"
+    )
+    redis_key_file: str | None = _setting(None, "its private key")
+
+    retry_seconds: float = _setting(
+        30.0, "how long to try again when a server is lost; 0: not at all", min=0
+    )
 
     email_min_gap_hours: float = _setting(24.0, "hours between any two mails to a user", min=0)
 

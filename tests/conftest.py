@@ -44,9 +44,12 @@ def environment(
     """Point the service at empty servers and at a warehouse path where no file is yet."""
     warehouse = tmp_path / "warehouse.duckdb"
     ours = ("POSTGRES_", "REDIS_", "PG", "MART_SCHEMA", "ETL_", "GUARD_", "EMAIL_", "LOG_FORMAT")
+    ours += ("RETRY_SECONDS", "WAREHOUSE_WAIT")
     for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
-    for name, value in {**servers.environment, "DUCKDB_PATH": str(warehouse)}.items():
+    # What is lost in a test stays lost; those of tests/faults wait.
+    ours_now = {"DUCKDB_PATH": str(warehouse), "RETRY_SECONDS": "0", "WAREHOUSE_WAIT": "0"}
+    for name, value in {**servers.environment, **ours_now}.items():
         monkeypatch.setenv(name, value)
     with redis.Redis(port=servers.redis_port) as client:
         client.flushall()

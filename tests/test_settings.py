@@ -83,17 +83,23 @@ def test_the_defaults_are_those_of_the_readme() -> None:
         "DUCKDB_PATH": "/data/searchflow.duckdb",
         "MART_SCHEMA": None,
         "ETL_SQL_DIR": None,
+        "WAREHOUSE_WAIT": 60,
         "POSTGRES_HOST": "postgres",
         "POSTGRES_PORT": 5432,
         "POSTGRES_DB": "searchflow",
         "POSTGRES_USER": "airflow",
         "POSTGRES_PASSWORD": "airflow",
+        "POSTGRES_STATEMENT_TIMEOUT": 900,
         "REDIS_HOST": "redis",
         "REDIS_PORT": 6379,
         "REDIS_DB": 0,
         "REDIS_USERNAME": None,
         "REDIS_PASSWORD": None,
         "REDIS_TLS": False,
+        "REDIS_CA_FILE": None,
+        "REDIS_CERT_FILE": None,
+        "REDIS_KEY_FILE": None,
+        "RETRY_SECONDS": 30,
     }
 
 
@@ -102,17 +108,23 @@ def test_every_variable_is_read() -> None:
         "DUCKDB_PATH": "/w.duckdb",
         "MART_SCHEMA": "marketing",
         "ETL_SQL_DIR": "/sql",
+        "WAREHOUSE_WAIT": "1.5",
         "POSTGRES_HOST": "/run/postgresql",
         "POSTGRES_PORT": "65535",
         "POSTGRES_DB": "db",
         "POSTGRES_USER": "user",
         "POSTGRES_PASSWORD": "one",
+        "POSTGRES_STATEMENT_TIMEOUT": "60.0",
         "REDIS_HOST": "cache",
         "REDIS_PORT": "1",
         "REDIS_DB": "3",
         "REDIS_USERNAME": "etl",
         "REDIS_PASSWORD": "two",
         "REDIS_TLS": "True",
+        "REDIS_CA_FILE": "/ca.pem",
+        "REDIS_CERT_FILE": "/cert.pem",
+        "REDIS_KEY_FILE": "/key.pem",
+        "RETRY_SECONDS": "0.0",
     }
 
     read = _variables(Settings.from_environment(given))
@@ -428,7 +440,9 @@ def _variables(read: Settings) -> dict[str, Any]:
     return {
         name.upper(): value
         for name, value in vars(read).items()
-        if name.startswith(("duckdb_", "mart_", "etl_", "postgres_", "redis_"))
+        if name.startswith(
+            ("duckdb_", "mart_", "etl_", "warehouse_", "postgres_", "redis_", "retry_")
+        )
     }
 
 
