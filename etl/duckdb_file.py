@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import duckdb
 
+from etl import retry
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
@@ -49,12 +51,30 @@ _PROBLEMS = (
 )
 
 
-def connect(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
+class Locked(SyncError):  # noqa: N818  (it will be free again)
+    """Somebody writes to the file."""
+
+
+def connect(path: Path, spill: str, wait: float) -> duckdb.DuckDBPyConnection:
     """Open the file for reading; what does not fit into memory goes to the folder `spill`.
+
+    Args:
+        path: the warehouse.
+        spill: a folder that is there.
+        wait: for how many seconds to try again while somebody writes to the file.
 
     Raises:
         SyncError: it is not there, not ours to read, not DuckDB's, damaged, too new or locked.
     """
+    return retry.persist(
+        partial(_open, path, spill),
+        wait,
+        lambda error: isinstance(error, Locked),
+        "warehouse.locked",
+    )
+
+
+def _open(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
     _check(path)
     try:
         return duckdb.connect(
@@ -72,7 +92,8 @@ def explained(error: duckdb.Error, path: Path, otherwise: str) -> SyncError:
     for pattern, meaning in _PROBLEMS:
         if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
             words = (" ".join(group.split()) for group in found.groups())
-            return SyncError(f"warehouse {path}: {meaning.format(*words)}")
+            kind = Locked if meaning.startswith("locked") else SyncError
+            return kind(f"warehouse {path}: {meaning.format(*words)}")
     return SyncError(f"warehouse {path}: {message.partition(chr(10))[0]}; {otherwise}")
 
 

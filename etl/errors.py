@@ -19,6 +19,11 @@ class SyncError(Exception):
     exit_code = 1
     status = "failed"
     result: SyncResult | None = None
+    sqlstate: str | None = None  # what Postgres calls it
+
+
+class Lost(SyncError):  # noqa: N818  (it may come back)
+    """A server cannot be reached, or not for now; the same may succeed in a moment."""
 
 
 class UsageError(SyncError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from etl import postgres
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ def explained(error: BaseException, settings: Settings, before: str = "") -> Syn
     """Return the error as a SyncError (itself, if it is one); `before` heads its message."""
     if isinstance(error, SyncError):
         failure = error
-    elif type(error).__module__.startswith("adbc_driver_manager"):
-        failure = postgres.explained(error, settings)
     else:
         failure = SyncError(
             f"unexpected {type(error).__name__}: {error}; set ETL_DEBUG=1 for the traceback"

@@ -39,12 +39,10 @@ def init_db() -> list[str]:
 def _within_two_seconds(
     connection: postgres.Connection, settings: Settings, statement: str, makes: str = "anything"
 ) -> None:
-    from adbc_driver_postgresql import dbapi
-
     try:
         postgres.execute(connection, "SET LOCAL lock_timeout = '2s'")
         postgres.execute(connection, statement)
-    except dbapi.Error as error:
+    except SyncError as error:
         if error.sqlstate != _LOCK_TIMEOUT:
             raise
         raise SyncError(

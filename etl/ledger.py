@@ -36,7 +36,9 @@ def lock(run: Run) -> None:
     Raises:
         Busy: somebody holds it; the message says who, where and since when.
     """
-    deadline = time.monotonic() + run.options.wait
+    # The session of an attempt that lost its server may take a while to end.
+    lingering = run.settings.retry_seconds if run.attempts > 1 else 0
+    deadline = time.monotonic() + max(run.options.wait, lingering)
     waiting = False
     while not _locked(run):
         holder = _holder(run) or "it has just ended; run again"

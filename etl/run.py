@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from concurrent.futures import wait
+from functools import partial
 from typing import TYPE_CHECKING
 
-from etl import failure, ledger, log, postgres, signals
-from etl.errors import Stopped, SyncError
+from etl import failure, ledger, log, postgres, retry, signals
+from etl.connection import STOP_SECONDS, in_thread
+from etl.errors import Lost, Stopped, SyncError
 from etl.options import Options, SyncResult
 from etl.settings import Settings
 from etl.state import Run
@@ -45,13 +48,13 @@ def execute(
     with log.context(sync=sync, run_id=run.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
-            _open(run)
-            for shard in options.walk:
-                _start(run, shard)
-                load(run)
-                run.judge()
-                _finish(run)
-            _unlock(run)
+            # The whole of it, which is safe to do again: a transaction is gone with its server.
+            retry.persist(
+                partial(_attempt, run, load),
+                run.settings.retry_seconds,
+                lambda error: needs_postgres and isinstance(error, Lost),
+                "server.lost",
+            )
         except BaseException as error:
             # DuckDB and the drivers turn a stop into an error of their own.
             stop = signals.received(heard) or (None if isinstance(error, Exception) else error)
@@ -67,6 +70,8 @@ def execute(
 
 
 def _failed(run: Run, error: BaseException) -> SyncError:
+    if getattr(error, "sqlstate", None):
+        run.committing = False  # the server has answered
     problem = failure.explained(error, run.settings, _done_before(run))
     _fail(run, problem.status, str(problem))
     problem.result = run.result(problem.status, str(problem))
@@ -89,12 +94,32 @@ def refused(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
     return run.result("refused", reason)
 
 
+def _attempt(run: Run, load: Callable[[Run], None]) -> None:
+    """Load every shard that is not done yet."""
+    _close(run)
+    _open(run)
+    for shard in run.options.walk[run.done :]:
+        if not _is_committed(run):
+            _start(run, shard)
+            load(run)
+            run.judge()
+            _finish(run)
+        _add_up(run)
+    _unlock(run)
+
+
 def _open(run: Run) -> None:
+    run.attempts += 1
     with _ledger(run):
-        run.connection = postgres.connect(run.settings, f"etl.{run.sync}")
+        run.connection = retry.persist(
+            partial(postgres.connect, run.settings, f"etl.{run.sync}"),
+            0 if run.needs_postgres else run.settings.retry_seconds,
+            lambda error: isinstance(error, Lost),
+            "server.lost",
+        )
         run.in_ledger = not run.options.dry_run
         ledger.lock(run)
-        run.previous = ledger.previous(run)
+        run.previous = run.previous or ledger.previous(run)
         run.postgres.commit()
         if not run.options.dry_run:
             ledger.abandon(run)
@@ -114,9 +139,22 @@ def _finish(run: Run) -> None:
         with _ledger(run):
             ledger.keep_rejects(run.postgres, run)
             ledger.record(run.postgres, run, "ok")
+            run.committing = True
             run.postgres.commit()
     elif run.connection is not None:
-        run.connection.rollback()
+        run.connection.undo()
+
+
+def _is_committed(run: Run) -> bool:
+    """Did a commit whose answer got lost go through? An ok row in the ledger came with its data."""
+    if not run.committing or not run.in_ledger:
+        return False
+    is_ok = not ledger.record(run.postgres, run, "running")
+    run.postgres.commit()
+    return is_ok
+
+
+def _add_up(run: Run) -> None:
     for name, count in run.counts.items():
         run.totals[name] = run.totals.get(name, 0) + count
     run.rejects_kept += len(run.rejects.rows) if run.rejects else 0
@@ -126,12 +164,20 @@ def _finish(run: Run) -> None:
 
 
 def _fail(run: Run, status: str, error: str) -> None:
-    """Undo, then say so in the ledger on a connection of its own; the lock is still held."""
+    """Undo, then say so in the ledger; the lock is still held.
+
+    A stop does not wait for a server that does not answer.
+    """
     log.event("sync.finished", logging.ERROR, status=status, error=error)
     if run.connection is not None:
-        postgres.undo(run.connection)
-    if not run.in_ledger:
-        return
+        run.connection.undo()
+    if run.in_ledger:
+        recorded = in_thread(partial(_record_apart, run, status, error))
+        wait([recorded], timeout=STOP_SECONDS if status == "cancelled" else None)
+
+
+def _record_apart(run: Run, status: str, error: str) -> None:
+    """Write the ledger row on a connection of its own."""
     try:
         with postgres.session(run.settings, f"etl.{run.sync}") as connection:
             if ledger.record(connection, run, status, error):
@@ -164,14 +210,14 @@ def _unlock(run: Run) -> None:
 
 def _close(run: Run) -> None:
     if run.connection is not None:
-        # What was not committed is undone with it.
-        with contextlib.suppress(Exception):
-            run.connection.close()
+        run.connection.close()
         run.connection = None
 
 
 def _done_before(run: Run) -> str:
-    """What stays of a walk over shards that ends early; nothing to say of other runs."""
+    """What stays, or may stay, of a run that ends early; nothing to say of most."""
+    if run.committing:
+        return "the commit may have gone through (python -m etl.status tells): "
     if not run.done or run.options.dry_run or run.done == len(run.options.walk):
         return ""
     return f"{run.done} of {len(run.options.walk)} shards are loaded and stay; of the next: "

@@ -43,6 +43,7 @@ class Run:
     connection: Connection | None = None
     in_ledger: bool = False  # the run is one to be recorded, and the ledger was within reach
     previous: Previous | None = None
+    attempts: int = 0  # more than one: a server was lost
     started: float = field(default_factory=time.perf_counter)
 
     # of the shard at hand
@@ -53,6 +54,7 @@ class Run:
     rejects: contract.Rejects | None = None
     mart_columns: frozenset[str] = frozenset()
     judged: bool = False
+    committing: bool = False  # a commit was asked for, and its answer has not come
 
     # of all shards that are done
     done: int = 0
@@ -64,7 +66,7 @@ class Run:
         """Turn to the next shard."""
         self.shard, self.shard_started = shard, dt.datetime.now(dt.UTC)
         self.figures, self.counts = guards.Figures(shards=shard[1]), {}
-        self.rejects, self.judged = None, False
+        self.rejects, self.judged, self.committing = None, False, False
 
     def read(self, schema: type[dy.Schema]) -> pl.DataFrame:
         """Fetch this sync's mart and return the rows that keep the contract.

@@ -63,7 +63,7 @@ def read(
     path = Path(settings.duckdb_path)
     query = _query(name, settings)
     with tempfile.TemporaryDirectory(prefix="etl-duckdb-") as spill:
-        connection = duckdb_file.connect(path, spill)
+        connection = duckdb_file.connect(path, spill, settings.warehouse_wait)
         try:
             return _read(connection, query, contract, settings.mart_schema, shard)
         except duckdb.Error as error:

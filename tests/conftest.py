@@ -43,8 +43,8 @@ def environment(
 ) -> Iterator[Path]:
     """Point the service at empty servers and at a warehouse path where no file is yet."""
     warehouse = tmp_path / "warehouse.duckdb"
-    ours = ("POSTGRES_", "REDIS_", "PG", "MART_SCHEMA", "ETL_", "GUARD_", "EMAIL_", "LOG_FORMAT")
-    ours += ("RETRY_SECONDS", "WAREHOUSE_WAIT")
+    ours: tuple[str, ...] = ("POSTGRES_", "REDIS_", "PG", "MART_SCHEMA", "ETL_", "GUARD_", "EMAIL_")
+    ours += ("LOG_FORMAT", "RETRY_", "WAREHOUSE_")
     for name in [name for name in os.environ if name.startswith(ours)]:
         monkeypatch.delenv(name)
     # What is lost in a test stays lost; those of tests/faults wait.

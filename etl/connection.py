@@ -1,0 +1,283 @@
+"""A session in Postgres that can be interrupted, has a deadline, and tells who is in its way."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import re
+import socket
+import threading
+import time
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from etl import log, queries
+from etl.errors import Lost, SyncError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from adbc_driver_manager.dbapi import Connection as Raw
+
+    from etl.settings import Settings
+
+_T = TypeVar("_T")
+
+CONNECT_SECONDS = 10
+LOCK_SECONDS = 30  # a lock that somebody else holds for this long is a reason to stop and say so
+_GRACE_SECONDS = 5  # the client waits so much longer than the server, which explains itself better
+STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
+
+_UNDEFINED = {"3F000", "42P01", "42703"}  # schema, table, column
+_INIT = "run `python -m etl.init_db` (make init-db) to bring the database up to date"
+
+# The server is going down, coming up or full, or it undid our work for another session's sake:
+# the same may well succeed in a moment.
+_PASSING = re.compile(r"08...|57P0[123]|53300|40001|40P01")
+# The same as libpq words it, which has no SQLSTATE for what comes of the network.
+_CUT = re.compile(r"connect|could not (send|receive|translate)|SSL SYSCALL|timeout|timed out")
+_NOT_LET_IN = re.compile(r"password|pg_hba|does not exist|certificate|not support SSL|SSL error")
+
+
+class Connection:
+    """What ADBC offers, each call in a thread of its own.
+
+    Python's signal handlers run between two steps of the main thread, hence not while that waits
+    inside the driver: a stop would only be noticed when a long merge is through. Nor does the
+    driver notice a server that is frozen. After such a call the connection is `stuck` and is let
+    go of: the server undoes what it holds when the process is gone.
+    """
+
+    def __init__(self, raw: Raw, settings: Settings, pid: int) -> None:
+        self._raw, self._settings, self._pid = raw, settings, pid
+        self._stuck = False
+        self._blocker = ""
+
+    def call(self, work: Callable[[Raw], _T]) -> _T:
+        """Do blocking work on the driver's connection; cancel it when this thread is stopped.
+
+        Raises:
+            SyncError: it failed, or no answer came within POSTGRES_STATEMENT_TIMEOUT and a few
+                seconds; `Lost`, where the same may succeed in a moment.
+        """
+        from adbc_driver_postgresql import dbapi
+
+        if self._stuck:
+            raise Lost(f"Postgres ({self._settings.postgres_address}): the connection is gone")
+        self._blocker = ""
+        future = in_thread(partial(work, self._raw))
+        try:
+            return self._result(future)
+        except dbapi.Error as error:
+            raise _explained(error, self._settings, self._blocker) from error
+        except BaseException:
+            self._cancel(future)
+            raise
+
+    def commit(self) -> None:
+        """Make what was done since the last commit last."""
+        self.call(lambda raw: raw.commit())
+
+    def rollback(self) -> None:
+        """Undo it."""
+        self.call(lambda raw: raw.rollback())
+
+    def undo(self) -> None:
+        """Roll back if that can be done at once.
+
+        A connection that the server has cut cannot, and one that was interrupted at the wrong
+        moment may never answer: the server undoes both.
+        """
+        self._within_a_stop(self._raw.rollback)
+
+    def close(self) -> None:
+        """End the session; what it did not commit is undone."""
+        self._within_a_stop(self._raw.close)
+
+    def _result(self, future: Future[_T]) -> _T:
+        """Wait for it; look half-way to the lock timeout what it is waiting for."""
+        seconds = self._settings.postgres_statement_timeout
+        begun = time.monotonic()
+        if not wait([future], lock_seconds(self._settings) / 2).done:
+            self._look_who_blocks()
+        left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
+        if not wait([future], max(left, 0)).done:
+            raise SyncError(
+                f"Postgres ({self._settings.postgres_address}): no answer for {seconds:g} s"
+                " (POSTGRES_STATEMENT_TIMEOUT); is the server or the network stuck?"
+            )
+        return future.result()
+
+    def _look_who_blocks(self) -> None:
+        with suppress(SyncError), session(self._settings, "etl.look") as other:
+            sql = queries.load("postgres", "blockers")
+            blockers = other.call(partial(rows, sql=sql, parameters=(self._pid,)))
+            self._blocker = ", ".join(blocker["who"] for blocker in blockers)
+        if self._blocker:
+            log.warning("lock.blocked", by=self._blocker)
+
+    def _cancel(self, future: Future[Any]) -> None:
+        """Have the server end the call; give up on a server that does not."""
+
+        def cancel() -> None:
+            # More than once: a cancel that comes just before its statement is lost.
+            while not future.done() and time.monotonic() < deadline:
+                self._raw.adbc_cancel()
+                wait([future], timeout=0.2)
+
+        deadline = time.monotonic() + STOP_SECONDS
+        if not future.done():
+            in_thread(cancel)
+            self._stuck = not wait([future], timeout=STOP_SECONDS).done
+
+    def _within_a_stop(self, work: Callable[[], None]) -> None:
+        if not self._stuck:
+            future = in_thread(work)
+            self._stuck = not wait([future], timeout=STOP_SECONDS).done
+
+
+def connect(settings: Settings, purpose: str) -> Connection:
+    """Open a connection that names itself `purpose pid@host` in pg_stat_activity.
+
+    Raises:
+        Lost: the server cannot be reached now.
+        SyncError: it does not let us in.
+    """
+    from adbc_driver_postgresql import dbapi
+
+    future = in_thread(partial(_open, settings, purpose))
+    try:
+        # Two addresses of a host, say, with time for each.
+        if not wait([future], 2 * CONNECT_SECONDS + _GRACE_SECONDS).done:
+            raise Lost(f"Postgres ({settings.postgres_address}): it accepts but does not answer")
+        return future.result()
+    except dbapi.Error as error:
+        raise _explained(error, settings) from error
+
+
+@contextmanager
+def session(settings: Settings, purpose: str) -> Iterator[Connection]:
+    """Connect for the length of a block; what it did not commit is undone."""
+    connection = connect(settings, purpose)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def in_thread(work: Callable[[], _T]) -> Future[_T]:
+    """Start work in a thread that the end of the process does not wait for."""
+    future: Future[_T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(work))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="etl-postgres", daemon=True).start()
+    return future
+
+
+def rows(raw: Raw, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Run one statement and return its rows; `$1` is the first parameter."""
+    with raw.cursor() as cursor:
+        cursor.execute(sql, parameters or None)
+        found: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
+        return found
+
+
+def lock_seconds(settings: Settings) -> float:
+    """How long to wait for a lock: less than for a statement, whose error would say less."""
+    return min(LOCK_SECONDS, settings.postgres_statement_timeout * 0.8)
+
+
+def _open(settings: Settings, purpose: str) -> Connection:
+    from adbc_driver_postgresql import dbapi
+
+    raw = dbapi.connect(
+        _conninfo(settings, f"{purpose} {os.getpid()}@{socket.gethostname()}"),
+        # The driver's own default reads all of pg_attribute first: 40 ms.
+        db_kwargs={"adbc.postgresql.type_resolver_mode": "builtin"},
+    )
+    limits = (settings.postgres_statement_timeout, lock_seconds(settings))
+    milliseconds = tuple(f"{seconds * 1000:.0f}" for seconds in limits)
+    (own,) = rows(raw, queries.load("postgres", "session"), milliseconds)
+    raw.commit()
+    return Connection(raw, settings, own["pid"])
+
+
+def _conninfo(settings: Settings, application: str) -> str:
+    parts = {
+        "host": settings.postgres_host,
+        "port": settings.postgres_port,
+        "dbname": settings.postgres_db,
+        "user": settings.postgres_user,
+        "password": settings.postgres_password,
+        "application_name": application,
+        "connect_timeout": CONNECT_SECONDS,
+        # A network that drops everything is noticed in 25 s; session.sql asks the same of the
+        # server, so that a lock is not held for long by a client that is gone.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25_000,
+    }
+    return " ".join(f"{key}={_quoted(value)}" for key, value in parts.items() if value is not None)
+
+
+def _quoted(value: object) -> str:
+    """Quote a conninfo value as libpq asks for it, so that any character may be in a password."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _explained(error: BaseException, settings: Settings, blocker: str = "") -> SyncError:
+    """Turn a driver's error into one line: what, where, what to do."""
+    sqlstate = getattr(error, "sqlstate", None)
+    message = _primary_message(error)
+    advice = _advice(sqlstate, message, settings, blocker)
+    kind = Lost if _may_pass(sqlstate, message) else SyncError
+    problem = kind(f"Postgres ({settings.postgres_address}): {message}{advice}")
+    problem.sqlstate = sqlstate
+    return problem
+
+
+def _advice(sqlstate: str | None, message: str, settings: Settings, blocker: str) -> str:
+    if sqlstate in _UNDEFINED:
+        return f"; {_INIT}"
+    if sqlstate == "42501":
+        return f"; grant it to {settings.postgres_user}"
+    if sqlstate == "55P03" and blocker:
+        return f": {blocker} holds it; wait for it or end it"
+    if sqlstate is None and "connect" in message:
+        return f"; {_connect_hint(message)}"
+    return f" (SQLSTATE {sqlstate})" if sqlstate else ""
+
+
+def _may_pass(sqlstate: str | None, message: str) -> bool:
+    if sqlstate is not None:
+        return bool(_PASSING.fullmatch(sqlstate))
+    return bool(_CUT.search(message)) and not _NOT_LET_IN.search(message)
+
+
+def _primary_message(error: BaseException) -> str:
+    """The server's own first line: no DETAIL, which holds row values, and no query text."""
+    for key, value in getattr(error, "details", None) or []:
+        if key == b"PG_DIAG_MESSAGE_PRIMARY":
+            return " ".join(value.decode(errors="replace").split())
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", first)
+    first = first.replace("Failed to connect: connection to server at ", "cannot connect to ")
+    return first.replace("Failed to connect: ", "cannot connect: ")
+
+
+def _connect_hint(message: str) -> str:
+    if "password" in message or "no pg_hba.conf entry" in message:
+        return "check POSTGRES_USER and POSTGRES_PASSWORD"
+    if "database" in message and "does not exist" in message:
+        return "check POSTGRES_DB"
+    return "is it up, and are POSTGRES_HOST and POSTGRES_PORT right?"
