@@ -38,7 +38,9 @@ _INIT = "run `python -m etl.init_db` (make init-db) to bring the database up to 
 _PASSING = re.compile(r"08...|57P0[123]|53300|40001|40P01")
 # The same as libpq words it, which has no SQLSTATE for what comes of the network.
 _CUT = re.compile(r"connect|could not (send|receive|translate)|SSL SYSCALL|timeout|timed out")
-_NOT_LET_IN = re.compile(r"password|pg_hba|does not exist|certificate|not support SSL|SSL error")
+_FOR_GOOD = re.compile(
+    r"password|pg_hba|does not exist|certificate|not support SSL|SSL error|error state"
+)
 
 
 class Connection:
@@ -52,6 +54,7 @@ class Connection:
 
     def __init__(self, raw: Raw, settings: Settings, pid: int) -> None:
         self._raw, self._settings, self._pid = raw, settings, pid
+        self._busy: Future[Any] | None = None
         self._stuck = False
         self._blocker = ""
 
@@ -62,19 +65,19 @@ class Connection:
             SyncError: it failed, or no answer came within POSTGRES_STATEMENT_TIMEOUT and a few
                 seconds; `Lost`, where the same may succeed in a moment.
         """
-        from adbc_driver_postgresql import dbapi
+        return self.begin(work)()
 
+    def begin(self, work: Callable[[Raw], _T]) -> Callable[[], _T]:
+        """Start the same, and return what waits for it; the connection can do one thing at a time.
+
+        Raises:
+            SyncError: as `call`, when it is waited for.
+        """
         if self._stuck:
             raise Lost(f"Postgres ({self._settings.postgres_address}): the connection is gone")
-        self._blocker = ""
         future = in_thread(partial(work, self._raw))
-        try:
-            return self._result(future)
-        except dbapi.Error as error:
-            raise _explained(error, self._settings, self._blocker) from error
-        except BaseException:
-            self._cancel(future)
-            raise
+        self._busy, self._blocker = future, ""
+        return partial(self._wait_for, future)
 
     def commit(self) -> None:
         """Make what was done since the last commit last."""
@@ -95,6 +98,17 @@ class Connection:
     def close(self) -> None:
         """End the session; what it did not commit is undone."""
         self._within_a_stop(self._raw.close)
+
+    def _wait_for(self, future: Future[_T]) -> _T:
+        from adbc_driver_postgresql import dbapi
+
+        try:
+            return self._result(future)
+        except dbapi.Error as error:
+            raise _explained(error, self._settings, self._blocker) from error
+        except BaseException:
+            self._cancel(future)
+            raise
 
     def _result(self, future: Future[_T]) -> _T:
         """Wait for it; look half-way to the lock timeout what it is waiting for."""
@@ -133,6 +147,8 @@ class Connection:
             self._stuck = not wait([future], timeout=STOP_SECONDS).done
 
     def _within_a_stop(self, work: Callable[[], None]) -> None:
+        if self._busy:
+            self._cancel(self._busy)
         if not self._stuck:
             future = in_thread(work)
             self._stuck = not wait([future], timeout=STOP_SECONDS).done
@@ -261,7 +277,7 @@ def _advice(sqlstate: str | None, message: str, settings: Settings, blocker: str
 def _may_pass(sqlstate: str | None, message: str) -> bool:
     if sqlstate is not None:
         return bool(_PASSING.fullmatch(sqlstate))
-    return bool(_CUT.search(message)) and not _NOT_LET_IN.search(message)
+    return bool(_CUT.search(message)) and not _FOR_GOOD.search(message)
 
 
 def _primary_message(error: BaseException) -> str:

@@ -10,15 +10,15 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import pyarrow as pa
 
 from etl import log, queries
 from etl.connection import Connection, connect, rows, session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    import polars as pl
     from adbc_driver_manager.dbapi import Connection as Raw
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
 # Rows of one COPY message: each is buffered whole by the driver, and 65,536 rows of a few
 # columns are some 5 MB.
 COPY_ROWS = 65_536
+
+UNIQUE_VIOLATION = "23505"
 
 
 def ask(connection: Connection, name: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -55,6 +57,18 @@ def execute(connection: Connection, sql: str, *parameters: Any) -> None:
             cursor.execute(sql, parameters or None)
 
     connection.call(work)
+
+
+def fetch(connection: Connection, name: str, *parameters: Any) -> Callable[[], pl.DataFrame]:
+    """Start reading what sql/postgres/<name>.sql returns, and return what waits for it."""
+    sql = queries.load("postgres", name)
+
+    def work(raw: Raw) -> pl.DataFrame:
+        with raw.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            return pl.DataFrame(pl.from_arrow(cursor.fetch_arrow_table()))
+
+    return connection.begin(work)
 
 
 def stage(connection: Connection, table: str, frame: pl.DataFrame) -> None:

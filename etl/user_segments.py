@@ -5,11 +5,15 @@ Sales and support see each user's segment there. One transaction; safe to run tw
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import and_
+
 import dataframely as dy
 import polars as pl
 
 from etl import postgres
 from etl.contract import KEY, no_nul
+from etl.errors import SyncError
 from etl.options import Options, SyncResult
 from etl.run import Run, execute
 
@@ -58,10 +62,13 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
+    # Of a shard, the server would have to hash every key of the target to find what it knows.
+    leave_out = run.shard == (0, 1) and not run.options.delete_missing
+    known = postgres.fetch(run.postgres, "user_segments_known") if leave_out else None
     segments = transform(run.read(UserSegment))
-    postgres.stage(run.postgres, "staging", segments)
-    merged = postgres.merge(run.postgres, "user_segments", *run.shard)
+    merged = _merge(run, different(segments, known()) if known else segments)
     run.count(merged)
+    run.count({"unchanged": len(segments) - merged["inserted"] - merged["updated"]})
     if run.options.delete_missing:
         postgres.stage(run.postgres, "rejected", run.rejected_users())
         run.count(
@@ -86,6 +93,39 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
         pl.col("total_conversions").cast(pl.Int64),
         pl.col("lifetime_value").cast(pl.Decimal(14, 2)),
     ).sort("user_id")
+
+
+def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """The segments that are not known just so: most days few, and only they need be staged.
+
+    Args:
+        segments: what `transform` returns.
+        known: the same columns of the target, money as f64.
+    """
+    # A join by hashes, then a look at the rows themselves, takes a third of the memory of a join.
+    key = pl.col("user_id").hash().alias("key")
+    twins = segments.select(key).join(
+        known.select(key).with_row_index("row"), on="key", how="left", maintain_order="left"
+    )
+    if len(twins) != len(segments):  # two users of one hash: the merge will tell them apart
+        return segments
+    rows = known.select(pl.all().gather(twins["row"]))
+    money = segments.with_columns(pl.col("lifetime_value").cast(pl.Float64))
+    same = (money[name].eq_missing(rows[name]) for name in known.columns)
+    return segments.filter(~reduce(and_, same))
+
+
+def _merge(run: Run, segments: pl.DataFrame) -> dict[str, int]:
+    try:
+        postgres.stage(run.postgres, "staging", segments)
+        return postgres.merge(run.postgres, "user_segments", *run.shard, True)
+    except SyncError as error:
+        if error.sqlstate != postgres.UNIQUE_VIOLATION:
+            raise
+    # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
+    run.postgres.rollback()
+    postgres.stage(run.postgres, "staging", segments)
+    return postgres.merge(run.postgres, "user_segments", *run.shard, False)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 
+import polars as pl
 from conftest import segments
+from destinations import execute
+from hypothesis import given
+from hypothesis import strategies as st
 
-from etl import user_segments
+from etl import postgres, user_segments
+from etl.postgres import Connection
+from etl.settings import Settings
 
 Select = Callable[..., list[dict[str, Any]]]
 
@@ -54,3 +63,85 @@ def test_unchanged_rows_are_not_written_again(mart: Callable[..., None], select:
     assert after[0] == before[0]
     assert after[1]["synced_at"] > before[1]["synced_at"]
     assert after[1]["segment_changed_at"] == before[1]["segment_changed_at"]
+
+
+def test_what_somebody_changed_by_hand_is_put_right(
+    mart: Callable[..., None], select: Select
+) -> None:
+    mart(segments("('a', 'regular', 3, 0, 0.01), ('b', 'regular', 9, 1, 999999999999.99)"))
+    user_segments.sync()
+    execute(
+        "UPDATE crm.user_segments SET lifetime_value = lifetime_value - 0.01",
+        "DELETE FROM crm.user_segments WHERE user_id = 'a'",
+        "INSERT INTO crm.user_segments (user_id, segment, total_searches, total_conversions,"
+        " lifetime_value) VALUES ('c', 'regular', 3, 0, 0.01)",
+    )
+
+    result = user_segments.sync()
+
+    assert (result["inserted"], result["updated"], result["unchanged"]) == (1, 1, 0)
+    rows = select("SELECT user_id, lifetime_value FROM crm.user_segments ORDER BY user_id")
+    assert [tuple(row.values()) for row in rows] == [
+        ("a", "0.01"),
+        ("b", "999999999999.99"),
+        ("c", "0.01"),
+    ]
+
+
+def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_other(
+    mart: Callable[..., None], select: Select, database: Connection
+) -> None:
+    mart(segments("('a', 'high_value', 3, 0, 0), ('b', 'regular', 9, 1, 5)"))
+    add = "INSERT INTO crm.user_segments VALUES ('b', 'new_user', 1, 0, 0)"
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%changes%'"
+
+    with ThreadPoolExecutor() as pool:
+        with postgres.session(Settings.from_environment(), "tests") as other:
+            postgres.execute(other, add)
+            run = pool.submit(user_segments.sync)
+            while not run.done() and not select(waits):
+                time.sleep(0.01)
+            other.commit()
+        result = run.result(30)
+
+    assert (result["inserted"], result["updated"], result["unchanged"]) == (1, 1, 0)
+    rows = select("SELECT user_id, segment, previous_segment FROM crm.user_segments ORDER BY 1")
+    assert [tuple(row.values()) for row in rows] == [
+        ("a", "high_value", None),
+        ("b", "regular", "new_user"),
+    ]
+
+
+ROW = st.tuples(
+    st.sampled_from(["a", "b", "ä", "a b"]),
+    st.sampled_from(["x", "y"]),
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.sampled_from([Decimal("0.00"), Decimal("0.01"), Decimal("999999999999.99")]),
+)
+ROWS = st.lists(ROW, max_size=5, unique_by=lambda row: row[0])
+
+
+@given(ROWS, ROWS)
+def test_only_what_the_target_does_not_hold_just_so_is_different(
+    wanted: list[Any], held: list[Any]
+) -> None:
+    known = frame(held).with_columns(pl.col("lifetime_value").cast(pl.Float64))
+
+    different = user_segments.different(frame(wanted), known)
+
+    assert different.rows() == [row for row in wanted if row not in held]
+
+
+def test_where_hashes_are_alike_the_merge_decides() -> None:
+    known = frame([("a", "x", 0, 0, Decimal(0))] * 2)
+    wanted = frame([("a", "x", 0, 0, Decimal(0)), ("b", "x", 0, 0, Decimal(0))])
+
+    assert user_segments.different(wanted, known).equals(wanted)
+
+
+def frame(rows: list[Any]) -> pl.DataFrame:
+    """Rows as `transform` returns them."""
+    counts = {"total_searches": pl.Int64, "total_conversions": pl.Int64}
+    schema = {"user_id": pl.String, "segment": pl.String, **counts}
+    return pl.DataFrame(rows, {**schema, "lifetime_value": pl.Decimal(14, 2)}, orient="row")

@@ -1,6 +1,8 @@
 -- Merge the staged segments into crm.user_segments and count what that did.
 -- Only new and different rows are written, so that synced_at means what it says and an
 -- unchanged mart costs a join and nothing else. $1 is the shard that is staged, $2 of how many.
+-- $3: new users go by a plain INSERT, which costs half of ON CONFLICT, but ends in a unique
+-- violation when another session has just added one of them.
 WITH changes AS MATERIALIZED (
     SELECT
         s.user_id,
@@ -19,6 +21,18 @@ WITH changes AS MATERIALIZED (
         (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
 ),
 
+added AS (
+    INSERT INTO crm.user_segments (
+        user_id, segment, total_searches, total_conversions, lifetime_value,
+        segment_changed_at, synced_at
+    )
+    SELECT
+        user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
+    FROM changes
+    WHERE is_new AND $3::boolean
+    ORDER BY user_id
+),
+
 written AS (
     INSERT INTO crm.user_segments AS t (
         user_id, segment, total_searches, total_conversions, lifetime_value,
@@ -27,6 +41,7 @@ written AS (
     SELECT
         user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
     FROM changes
+    WHERE NOT (is_new AND $3::boolean)
     -- One order for every writer: two that meet wait for each other and never deadlock.
     ORDER BY user_id
     ON CONFLICT (user_id) DO UPDATE SET
@@ -48,7 +63,6 @@ written AS (
 SELECT
     count(*) FILTER (WHERE is_new) AS inserted,
     count(*) FILTER (WHERE NOT is_new) AS updated,
-    (SELECT count(*) FROM pg_temp.staging) - count(*) AS unchanged,
     count(*) FILTER (WHERE moves) AS moved,
     -- What the churn guard compares with: counted only when it can matter.
     CASE
