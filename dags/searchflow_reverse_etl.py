@@ -170,36 +170,31 @@ by a guard, or a setting is wrong: its log and the table of `report` say which a
         doc_md="Lists the shards, from the parameter `shards`, for the syncs to be mapped over.",
     )
 
-    user_segments = PythonOperator.partial(
-        task_id="user_segments",
-        python_callable=run_sync,
-        op_args=["user_segments"],
-        doc_md=(
-            "`mart_user_segments` -> `crm.user_segments`. One transaction a shard: a failed task "
-            "has changed nothing of its shard. Safe to clear and run again."
-        ),
-    ).expand(op_kwargs=shards.output)
+    def mapped(name: str, about: str) -> Any:
+        """One sync as a task mapped over the shards."""
+        task = PythonOperator.partial(
+            task_id=name, python_callable=run_sync, op_args=[name], doc_md=about
+        )
+        return task.expand(op_kwargs=shards.output)
 
-    email_triggers = PythonOperator.partial(
-        task_id="email_triggers",
-        python_callable=run_sync,
-        op_args=["email_triggers"],
-        doc_md=(
-            "`mart_user_segments` -> `crm.email_queue`, where mail workers take it up. Waits for "
-            "all of `user_segments`: nobody is mailed on a mart that it could not take over. "
-            "Never queues a mail twice, however often it runs."
-        ),
-    ).expand(op_kwargs=shards.output)
+    user_segments = mapped(
+        "user_segments",
+        "`mart_user_segments` -> `crm.user_segments`. One transaction a shard: a failed task has "
+        "changed nothing of its shard. Safe to clear and run again.",
+    )
 
-    recommendations = PythonOperator.partial(
-        task_id="recommendations",
-        python_callable=run_sync,
-        op_args=["recommendations"],
-        doc_md=(
-            "`mart_recommendations` -> Redis `reco:<user_id>`. Keys live 24 hours, so four runs "
-            "in a row must fail before a reader misses one. Safe to clear and run again."
-        ),
-    ).expand(op_kwargs=shards.output)
+    email_triggers = mapped(
+        "email_triggers",
+        "`mart_user_segments` -> `crm.email_queue`, where mail workers take it up. Waits for all "
+        "of `user_segments`: nobody is mailed on a mart that it could not take over. Never queues "
+        "a mail twice, however often it runs.",
+    )
+
+    recommendations = mapped(
+        "recommendations",
+        "`mart_recommendations` -> Redis `reco:<user_id>`. Keys live 24 hours, so four runs in a "
+        "row must fail before a reader misses one. Safe to clear and run again.",
+    )
 
     gather = PythonOperator(
         task_id="report",
