@@ -55,7 +55,7 @@ class Connection:
     def __init__(self, raw: Raw, settings: Settings, pid: int) -> None:
         self._raw, self._settings, self._pid = raw, settings, pid
         self._busy: Future[Any] | None = None
-        self._stuck = False
+        self.stuck = False
         self._blocker = ""
 
     def call(self, work: Callable[[Raw], _T]) -> _T:
@@ -73,7 +73,7 @@ class Connection:
         Raises:
             SyncError: as `call`, when it is waited for.
         """
-        if self._stuck:
+        if self.stuck:
             raise Lost(f"Postgres ({self._settings.postgres_address}): the connection is gone")
         future = in_thread(partial(work, self._raw))
         self._busy, self._blocker = future, ""
@@ -115,7 +115,7 @@ class Connection:
         seconds = self._settings.postgres_statement_timeout
         begun = time.monotonic()
         if not wait([future], lock_seconds(self._settings) / 2).done:
-            self._look_who_blocks()
+            in_thread(self._look_who_blocks)
         left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
         if not wait([future], max(left, 0)).done:
             raise SyncError(
@@ -144,14 +144,14 @@ class Connection:
         deadline = time.monotonic() + STOP_SECONDS
         if not future.done():
             in_thread(cancel)
-            self._stuck = not wait([future], timeout=STOP_SECONDS).done
+            self.stuck = not wait([future], timeout=STOP_SECONDS).done
 
     def _within_a_stop(self, work: Callable[[], None]) -> None:
-        if self._busy:
+        if self._busy and not self.stuck:
             self._cancel(self._busy)
-        if not self._stuck:
+        if not self.stuck:
             future = in_thread(work)
-            self._stuck = not wait([future], timeout=STOP_SECONDS).done
+            self.stuck = not wait([future], timeout=STOP_SECONDS).done
 
 
 def connect(settings: Settings, purpose: str) -> Connection:

@@ -171,6 +171,8 @@ def _fail(run: Run, status: str, error: str) -> None:
     log.event("sync.finished", logging.ERROR, status=status, error=error)
     if run.connection is not None:
         run.connection.undo()
+        if run.connection.stuck and status == "cancelled":
+            return
     if run.in_ledger:
         recorded = in_thread(partial(_record_apart, run, status, error))
         wait([recorded], timeout=STOP_SECONDS if status == "cancelled" else None)

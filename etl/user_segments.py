@@ -111,7 +111,7 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         return segments
     rows = known.select(pl.all().gather(twins["row"]))
     money = segments.with_columns(pl.col("lifetime_value").cast(pl.Float64))
-    same = (money[name].eq_missing(rows[name]) for name in known.columns)
+    same = (money[name].eq_missing(rows[name]) for name in segments.columns)
     return segments.filter(~reduce(and_, same))
 
 

@@ -1,0 +1,84 @@
+"""The documentation: what it tells to do works, and what it points at is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from destinations import Mart
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_a_sync_is_added_as_its_page_says(environment: Path, mart: Mart, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for folder in ("etl", "sql", "demo", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    page = (ROOT / "docs" / "adding-a-sync.md").read_text()
+    for file, kind, block in steps(page):
+        write(copy / file, kind, block)
+    mart(
+        "CREATE TABLE mart_user_segments AS SELECT 'a' AS user_id, 'ios' AS primary_platform,"
+        " 'pt' AS primary_country, now() AS segmented_at"
+    )
+
+    run(copy, "pytest", "tests/test_user_homes.py")
+    run(copy, "etl.init_db")
+    assert "1 inserted" in run(copy, "etl.user_homes", "--dry-run")
+    assert "1 inserted" in run(copy, "etl.user_homes")
+    assert "user_homes" in run(copy, "etl.status")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_that_is_named_is_there(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:`|^)make ((?:[a-z-]+ ?)+)", page.read_text(), re.MULTILINE)
+
+    assert {word for words in named for word in words.split()} <= targets
+
+
+def steps(page: str) -> list[tuple[str, str, str]]:
+    """File, language and text of each step that has them."""
+    step = r"^## \d\. .*?`([^`]+)`\n.*?```(\w+)\n(.*?)```"
+    found = re.findall(step, page, re.MULTILINE | re.DOTALL)
+    assert len(found) == 6
+    return found
+
+
+def write(file: Path, kind: str, block: str) -> None:
+    if kind == "diff":
+        old, new = (line[1:] for line in block.splitlines())
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+    else:
+        with file.open("a") as end:
+            end.write(block)
+
+
+def run(copy: Path, *command: str) -> str:
+    """Run it as a module in the copy, which must go well."""
+    finished = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "LOG_FORMAT": "text"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
