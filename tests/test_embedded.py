@@ -118,6 +118,7 @@ def test_a_stale_pid_file_is_no_obstacle_and_its_process_is_left_alone(
         pid_file.write_text(content)
 
     with embedded.running(folder, settings=FAST) as servers:
+        assert listens(servers.redis_port)
         execute(servers, "SELECT 1")
 
 

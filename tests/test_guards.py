@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -233,13 +233,23 @@ def test_a_mart_may_be_as_old_as_the_setting_says() -> None:
 
 
 def test_a_small_target_may_change_and_few_mails_may_be_cancelled() -> None:
-    guards.judge(
-        Figures(
-            mart_rows=1, target_rows=1_000, moved=1_000, queue_rows=1_000, extracted=1, queued=1
-        ),
-        Settings(),
+    small = Figures(
+        mart_rows=1, target_rows=1_000, moved=1_000, queue_rows=1_000, extracted=1, queued=1
     )
-    guards.judge(Figures(mart_rows=1, pending=100, withdrawn=100), Settings())
+    few = Figures(mart_rows=1, pending=100, withdrawn=100)
+
+    assert (refusal(small), refusal(few)) == (None, None)
+    assert refusal(replace(small, target_rows=1_001, queue_rows=1_001)) is not None
+    assert refusal(replace(few, pending=101, withdrawn=101)) is not None
+
+
+def refusal(figures: Figures) -> str | None:
+    """What the guards say of figures under the default settings."""
+    try:
+        guards.judge(figures, Settings())
+    except Refused as refused:
+        return str(refused)
+    return None
 
 
 def users(count: int, segment: str = "regular", *, start: int = 0, bad: int = 0) -> str:
