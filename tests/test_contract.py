@@ -418,8 +418,9 @@ def test_any_decimal_rounds_as_duckdb_casts(values: list[Decimal], width: str) -
 
 
 def money_of(values: list[str], width: str) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """What arrives of them, what is due (DuckDB's cast, where that fits and is not negative) and
-    how many are rejected; what arrives is half a cent away at most.
+    """What arrives of them, half a cent away at most, what is due, and how many are rejected.
+
+    Due is what DuckDB casts to, where that fits and is not negative.
     """
     rows = ", ".join(f"({n}, '{value}'::{width})" for n, value in enumerate(values))
     with duckdb.connect() as connection:
