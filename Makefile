@@ -10,7 +10,8 @@ RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check fix test test-faults histories demo demo-shell sync-all run-reverse-etl init-db bench \
-	bench-setup notebook test-notebook up down secrets check-images test-airflow build lock clean
+	bench-setup notebook test-notebook up down secrets check-images test-airflow build lock audit \
+	clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -133,6 +134,12 @@ lock: setup ## pin the dependencies anew, with hashes
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links
+
+audit: ## ask the package index what it knows of vulnerabilities in what is pinned
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock \
+		-r requirements-build.lock
 
 clean: ## remove .venv, the demo's data and what was built
 	rm -rf .venv .venv-* .demo dist

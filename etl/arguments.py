@@ -14,7 +14,7 @@ import textwrap
 from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from etl.errors import SyncError, UsageError
+from etl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -33,15 +33,16 @@ def main(
     flags: type[_T], program: str, about: tuple[str, ...], run: Callable[[_T], int]
 ) -> NoReturn:
     """Run what sys.argv asks for, and exit with what it returns or with an error's code."""
-    try:
+    from etl import cli
+
+    def work() -> int:
         asked = parse(flags, sys.argv[1:])
         if asked is not None:
-            sys.exit(run(asked))
-    except SyncError as error:
-        print(f"etl: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
-    print(help_page(flags, program, about))  # noqa: T201
-    sys.exit(0)
+            return run(asked)
+        print(help_page(flags, program, about))  # noqa: T201
+        return 0
+
+    cli.run_command(work)
 
 
 def parse(flags: type[_T], arguments: list[str], hidden: Set[str] = frozenset()) -> _T | None:

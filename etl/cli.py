@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from etl import flags, log, progress, report, signals
+from etl import failure, flags, log, progress, report, signals
 from etl.errors import Stopped, SyncError, UsageError
 from etl.settings import hide, secrets_of
 
@@ -122,7 +122,7 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"etl: {message}", file=sys.stderr)  # noqa: T201
+    print(f"etl: {failure.clean(message, secrets_of(os.environ))}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -39,7 +39,7 @@ _PASSING = re.compile(r"08...|57P0[123]|53300|40001|40P01")
 # The same as libpq words it, which has no SQLSTATE for what comes of the network.
 _CUT = re.compile(r"connect|could not (send|receive|translate)|SSL SYSCALL|timeout|timed out")
 _FOR_GOOD = re.compile(
-    r"password|pg_hba|does not exist|certificate|not support SSL|SSL error|error state"
+    r"password|pg_hba|does not exist|certificate|not support SSL|SSL error|error state|invalid"
 )
 
 
@@ -170,7 +170,8 @@ def connect(settings: Settings, purpose: str) -> Connection:
             raise Lost(f"Postgres ({settings.postgres_address}): it accepts but does not answer")
         return future.result()
     except dbapi.Error as error:
-        raise _explained(error, settings) from error
+        # Its frames hold the conninfo, password and all, which some tracebacks show.
+        raise _explained(error, settings) from error.with_traceback(None)
 
 
 @contextmanager
@@ -292,6 +293,8 @@ def _primary_message(error: BaseException) -> str:
 
 
 def _connect_hint(message: str) -> str:
+    if re.search("certificate|SSL|sslmode", message):
+        return "check PGSSLMODE, PGSSLROOTCERT and POSTGRES_HOST"
     if "password" in message or "no pg_hba.conf entry" in message:
         return "check POSTGRES_USER and POSTGRES_PASSWORD"
     if "database" in message and "does not exist" in message:

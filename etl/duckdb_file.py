@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # DuckDB does little more here than scan one table; what is left is for Arrow and Polars.
 _MEMORY = "512MB"
+
+# A view could ask for one, which DuckDB would fetch from the network.
+_NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 _MAGIC = b"DUCK"  # after an eight-byte checksum
 
@@ -76,14 +79,21 @@ def connect(path: Path, spill: str, wait: float) -> duckdb.DuckDBPyConnection:
 
 def _open(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
     _check(path)
+    config: dict[str, Any] = {"temp_directory": spill, "memory_limit": _MEMORY, **_NO_EXTENSIONS}
     try:
-        return duckdb.connect(
-            path,
-            read_only=True,
-            config={"temp_directory": spill, "memory_limit": _MEMORY},
-        )
+        # Absolute: DuckDB takes a name like `md:x` for a service, and wants an extension for it.
+        return duckdb.connect(path.absolute(), read_only=True, config=config)
     except duckdb.Error as error:
         raise explained(error, path, "restore it or let dbt build it anew") from error
+
+
+def scratch(spill: Path) -> duckdb.DuckDBPyConnection:
+    """A database in memory, for rows whose order does not matter."""
+    config: dict[str, Any] = {"temp_directory": str(spill), "memory_limit": _MEMORY}
+    config |= {"preserve_insertion_order": False, **_NO_EXTENSIONS}
+    connection = duckdb.connect(config=config)
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
 
 
 def explained(error: duckdb.Error, path: Path, otherwise: str) -> SyncError:
@@ -99,6 +109,8 @@ def explained(error: duckdb.Error, path: Path, otherwise: str) -> SyncError:
 
 def _check(path: Path) -> None:
     try:
+        if "\\" in str(path):
+            raise SyncError(f"warehouse {path}: has a backslash, which DuckDB takes for a slash")
         if not path.exists():
             raise SyncError(f"warehouse {path}: no such file; run dbt, or set DUCKDB_PATH")
         if path.is_dir():

@@ -28,7 +28,7 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event, such as `event("mart.read", rows=10_000, seconds=0.21)`."""
     if _LOGGER.isEnabledFor(level):
         every = {**(_context.get() or {}), **fields}
-        text = " ".join([name, *(f"{key}={_one_word(value)}" for key, value in every.items())])
+        text = " ".join([name, *(f"{key}={one_word(value)}" for key, value in every.items())])
         _LOGGER.log(level, text, extra={"etl_event": name, "etl_fields": every})
 
 
@@ -65,6 +65,13 @@ def configure() -> str:
     return style
 
 
+def one_word(value: Any) -> str:
+    """A value as it is or, where it would break the word, the line or a terminal, in quotes."""
+    text = str(value)
+    plain = text.isprintable() and not {" ", '"'} & set(text)
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
+
+
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = dt.datetime.fromtimestamp(record.created).astimezone()
@@ -95,11 +102,4 @@ class _Json(logging.Formatter):
 def _readable(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return _one_word(value)
-
-
-def _one_word(value: Any) -> str:
-    """A value as it is or, where it would break the line or the word, in quotes."""
-    text = str(value)
-    plain = text.isprintable() and not {" ", '"'} & set(text)
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return one_word(value)

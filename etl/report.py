@@ -8,6 +8,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from etl.log import one_word
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -124,7 +126,7 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
     table.add_column("mails", justify="right", no_wrap=True)
     table.add_column("of them")
     for one in outcomes:
-        users = ", ".join(one["users"])
+        users = ", ".join(map(one_word, one["users"]))
         table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
 

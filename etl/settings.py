@@ -8,16 +8,22 @@ unset. libpq's own variables (PGSSLMODE, PGSSLROOTCERT, PGPASSFILE, ...) are rea
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from etl.errors import UsageError
 
 SECRETS = Path("/run/secrets")
+
+# Nobody comes upon so many characters of a secret by chance.
+_LONG = 8
 
 
 def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
@@ -126,10 +132,26 @@ class Settings:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """Blank out secrets, also where they stand as repr() writes them."""
-    for secret in secrets:
-        text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    """Blank out secrets, however they are written; a short one where it is a word of its own."""
+    forms = {form for secret in secrets for form in _forms(secret) if form.strip()}
+    for form in sorted(forms, key=len, reverse=True):
+        # To blank out a password such as `a` in the middle of words would tell it.
+        pattern = re.escape(form) if len(form) >= _LONG else rf"(?<!\w){re.escape(form)}(?!\w)"
+        text = re.sub(pattern, "***", text)
     return text
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret in the ways that libraries, logs and URLs write it, and each of its lines."""
+    as_json = [json.dumps(secret), json.dumps(secret, ensure_ascii=False)]
+    quoted = [repr(secret), *as_json, json.dumps(repr(secret)[1:-1])]
+    yield from (text[1:-1] for text in quoted)
+    yield from (quote_plus(secret, safe, errors="replace") for safe in ("", "/"))
+    yield from (quote(secret, safe, errors="replace") for safe in ("", "/"))
+    yield secret.replace("\\", "\\\\").replace("'", "\\'")  # as in a conninfo
+    yield secret.encode("ascii", "backslashreplace").decode()
+    yield " ".join(secret.split())
+    yield from [secret, *secret.splitlines()]
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
@@ -139,7 +161,8 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
         if not setting.repr:
             with contextlib.suppress(ValueError):
                 secrets[setting.name] = _text(setting.name, environment)
-    return Settings(**secrets).secrets
+    libpqs = Settings(postgres_password=environment.get("PGPASSWORD"))
+    return Settings(**secrets).secrets + libpqs.secrets
 
 
 def _text(name: str, environment: Mapping[str, str]) -> str:

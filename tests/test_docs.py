@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from destinations import Mart
+from conftest import ROOT, segments
+from destinations import Mart, Select
+
+from demo.embedded import Servers
+from etl import user_segments
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -34,6 +38,26 @@ def test_a_sync_is_added_as_its_page_says(environment: Path, mart: Mart, tmp_pat
     assert "1 inserted" in run(copy, "etl.user_homes", "--dry-run")
     assert "1 inserted" in run(copy, "etl.user_homes")
     assert "user_homes" in run(copy, "etl.status")
+
+
+def test_a_partitioned_table_is_synced_like_any_other(
+    servers: Servers, mart: Mart, select: Select
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    page = (ROOT / "docs" / "scaling-out.md").read_text()
+    (sql,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    psql = [*shlex.split(servers.psql), "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1"]
+    subprocess.run(psql, input=sql, text=True, check=True)
+    before = select("SELECT * FROM crm.user_segments ORDER BY user_id")
+
+    assert user_segments.sync()["unchanged"] == 2
+    assert select("SELECT * FROM crm.user_segments ORDER BY user_id") == before
+    mart(segments("('b', 'high_value', 1, 0, 0), ('c', 'regular', 1, 0, 0)"))
+    result = user_segments.sync(delete_missing=True, force=True)
+    assert (result["inserted"], result["updated"], result["deleted"]) == (1, 1, 1)
+    parts = "SELECT FROM pg_inherits WHERE inhparent = 'crm.user_segments'::regclass"
+    assert len(select(parts)) == 16
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,51 @@
+-- Roles with no more rights than their work needs. An admin runs this after schema.sql, by hand:
+-- psql -1 -v ON_ERROR_STOP=1 -f sql/postgres/roles.sql. Safe to run again: the roles end up with
+-- what stands here and nothing else. Nobody logs in as one of them; see docs/deployment.md.
+--
+-- searchflow_etl         the syncs; no DDL but temporary tables, no DELETE
+-- searchflow_etl_mirror  the same, with --delete-missing
+-- searchflow_prune       python -m etl.prune
+-- searchflow_status      python -m etl.status; sees nothing personal
+-- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
+-- searchflow_reader      readers of crm
+\set jobs 'searchflow_etl, searchflow_prune, searchflow_status'
+\set roles :jobs ', searchflow_mailer, searchflow_reader'
+\set all :roles ', searchflow_etl_mirror'
+
+SELECT format('CREATE ROLE %I NOLOGIN', role)
+FROM unnest(string_to_array(:'all', ', ')) AS role
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role)
+\gexec
+
+REVOKE ALL ON DATABASE :"DBNAME" FROM :all;
+REVOKE ALL ON SCHEMA crm, etl FROM :all;
+REVOKE ALL ON ALL TABLES IN SCHEMA crm, etl FROM :all;
+
+GRANT CONNECT ON DATABASE :"DBNAME" TO :roles;
+GRANT USAGE ON SCHEMA crm TO :roles;
+GRANT USAGE ON SCHEMA etl TO :jobs;
+
+-- Rows are staged in temporary tables.
+GRANT TEMPORARY ON DATABASE :"DBNAME" TO searchflow_etl;
+GRANT SELECT, INSERT, UPDATE ON crm.user_segments, crm.email_queue, etl.sync_runs TO searchflow_etl;
+GRANT SELECT ON crm.email_suppressions TO searchflow_etl;
+GRANT INSERT ON etl.rejected_rows TO searchflow_etl;
+
+GRANT searchflow_etl TO searchflow_etl_mirror; -- with all it may
+GRANT DELETE ON crm.user_segments TO searchflow_etl_mirror;
+
+GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
+GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
+GRANT SELECT (template, episode_at, status, created_at, updated_at, sent_at), DELETE
+    ON crm.email_queue TO searchflow_prune;
+
+GRANT SELECT ON etl.sync_runs TO searchflow_status;
+GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
+GRANT SELECT (status, created_at) ON crm.email_queue TO searchflow_status;
+
+-- To whom a mail goes and what it says is not for workers to change.
+GRANT SELECT, UPDATE (status, reason, attempts, worker, claimed_at, updated_at, sent_at)
+    ON crm.email_queue TO searchflow_mailer;
+GRANT SELECT (user_id), INSERT ON crm.email_suppressions TO searchflow_mailer;
+
+GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions TO searchflow_reader;

@@ -1,0 +1,213 @@
+"""TLS to Postgres: libpq's own settings are obeyed, and who cannot be trusted is not talked to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import command, results, segments
+from tls import Certificates, certificates, tls_proxy
+
+from demo.embedded.server import Server, free_port, hand_over, run
+from etl import postgres, user_segments
+from etl.errors import SyncError
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from demo.embedded import Servers
+
+Mart = Callable[..., None]
+Given = dict[str, str]
+
+# Debian and its kin keep the programs of each version here; theirs can do TLS.
+DEBIANS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+@pytest.fixture(scope="module")
+def papers() -> Iterator[Certificates]:
+    """Certificates in a folder that the user of a server may enter."""
+    with tempfile.TemporaryDirectory(prefix="etl-tls-") as folder:
+        os.chmod(folder, 0o755)
+        yield certificates(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def debian(papers: Certificates, servers: Servers) -> Iterator[Server]:
+    """Debian's own Postgres, which lets nobody in without TLS."""
+    if not DEBIANS:
+        pytest.skip("no Postgres with TLS under /usr/lib/postgresql: apt-get install postgresql")
+    server = _debian(papers, servers, DEBIANS[-1])
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["behind a proxy", "Debian's"])
+def verified(
+    request: pytest.FixtureRequest, papers: Certificates, servers: Servers, environment: Path
+) -> Iterator[Given]:
+    """The settings that reach a Postgres over TLS and verify who it is."""
+    if request.param == "Debian's":
+        yield _strict(request.getfixturevalue("debian").port, papers)
+    else:
+        with tls_proxy(servers.postgres_port, papers, postgres=True) as port:
+            yield _strict(port, papers)
+
+
+def test_a_whole_sync_goes_over_verified_tls(verified: Given, mart: Mart) -> None:
+    mart(ONE_USER)
+
+    made = command("etl.init_db", **verified)
+    finished = command("etl", "--sync", "user_segments", "--json", **verified)
+
+    assert (made.returncode, finished.returncode) == (0, 0), made.stderr + finished.stderr
+    assert results(finished)[0]["inserted"] == 1
+
+
+def test_a_server_that_another_authority_vouches_for_is_not_talked_to(
+    verified: Given, papers: Certificates, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _refusal({**verified, "PGSSLROOTCERT": str(papers.other_ca_file)}, mart, monkeypatch)
+
+    assert "certificate verify failed" in said
+
+
+def test_a_server_of_another_name_is_not_talked_to(
+    verified: Given, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _refusal({**verified, "POSTGRES_HOST": "127.0.0.1"}, mart, monkeypatch)
+
+    assert 'server certificate for "localhost" does not match host name "127.0.0.1"' in said
+
+
+def test_without_an_authority_to_trust_nobody_is_talked_to(
+    verified: Given, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _refusal({**verified, "PGSSLROOTCERT": "/nowhere/ca.pem"}, mart, monkeypatch)
+
+    assert 'root certificate file "/nowhere/ca.pem" does not exist' in said
+
+
+def test_a_server_without_tls_is_not_talked_to(
+    servers: Servers, papers: Certificates, mart: Mart
+) -> None:
+    mart(ONE_USER)
+
+    finished = command(
+        "etl.user_segments", LOG_FORMAT="text", **_strict(servers.postgres_port, papers)
+    )
+
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("etl: ")]
+    assert (finished.returncode, "Traceback" in finished.stderr) == (1, False)
+    assert "server does not support SSL, but SSL was required; " in line
+
+
+def test_a_server_that_asks_for_a_certificate_gets_ours(
+    servers: Servers, papers: Certificates, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {"PGSSLCERT": str(papers.client_cert), "PGSSLKEY": str(papers.client_key)}
+
+    with tls_proxy(servers.postgres_port, papers, postgres=True, ask_client=True) as port:
+        given = _strict(port, papers)
+        said = _refusal(given, mart, monkeypatch)
+        with monkeypatch.context() as environment:
+            _set(environment, given | ours)
+            result = user_segments.sync()
+
+    assert "certificate required" in said
+    assert result["inserted"] == 1
+
+
+def test_a_statement_over_tls_can_be_stopped(
+    verified: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    with monkeypatch.context() as environment:
+        _set(environment, verified)
+        with postgres.session(Settings.from_environment(), "tests") as connection:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            begun = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                postgres.select(connection, "SELECT pg_sleep(20)")
+    signal.signal(signal.SIGUSR1, before)
+
+    assert time.monotonic() - begun < 5
+
+
+# Helpers
+
+ONE_USER = segments("('a', 'at_risk', 1, 0, 0)")
+
+
+def _strict(port: int, papers: Certificates) -> Given:
+    return {
+        "POSTGRES_HOST": "localhost",
+        "POSTGRES_PORT": str(port),
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": str(papers.ca_file),
+    }
+
+
+def _refusal(given: Given, mart: Mart, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a sync says that must not connect: one line, with a hint at its end."""
+    mart(ONE_USER)
+    with monkeypatch.context() as environment:
+        _set(environment, given)
+        with pytest.raises(SyncError) as raised:
+            user_segments.sync()
+    message = str(raised.value)
+    assert (raised.value.exit_code, "\n" in message) == (1, False)
+    assert message.startswith("Postgres (airflow@")
+    assert "; check PGSSLMODE" in message
+    return message
+
+
+def _set(environment: pytest.MonkeyPatch, given: Given) -> None:
+    for name, value in given.items():
+        environment.setenv(name, value)
+
+
+def _debian(papers: Certificates, beside: Servers, program: Path) -> Server:
+    """Make a cluster beside the certificates, with the role and the password of `beside`."""
+    account, folder = beside.postgres.account, papers.ca_file.parent
+    data, key = folder / "postgres", folder / "own_key.pem"
+    data.mkdir(mode=0o700)
+    key.touch(mode=0o600)  # a server takes no key that others may read, or own
+    key.write_bytes(papers.key_file.read_bytes())
+    for path in (data, key):
+        hand_over(path, account)
+    run([str(program.with_name("initdb")), "-D", str(data), "-U", "postgres", "-N"], account)
+    (data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+    role = f"CREATE ROLE airflow LOGIN PASSWORD '{beside.environment['POSTGRES_PASSWORD']}';\n"
+    single = [str(program), "--single", "-D", str(data), "postgres"]
+    run(single, account, f"{role}CREATE DATABASE searchflow OWNER airflow;\n")
+    port = free_port(range(20_000, 26_000))
+    settings = {
+        "port": port,
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "fsync": "off",
+        "ssl": "on",
+        "ssl_cert_file": papers.cert_file,
+        "ssl_key_file": key,
+    }
+    command = [str(program), "-D", str(data), *(f"--{k}={v}" for k, v in settings.items())]
+    return replace(
+        beside.postgres,
+        port=port,
+        command=command,
+        data=data,
+        pid_file=data / "postmaster.pid",
+        process=None,
+    )
