@@ -44,6 +44,11 @@ RUNS: dict[str, Run] = {
     "two lines": (["etl"], dict.fromkeys(PASSWORDS, TWO_LINES), 1),
     "wrong hosts": (["etl"], dict.fromkeys(("POSTGRES_HOST", "REDIS_HOST"), "no.invalid"), 1),
     "URLs": (["etl"], {"POSTGRES_HOST": URL, "REDIS_HOST": f"redis://:{quote_plus(SECRET)}@x"}, 1),
+    "URLs, tried again": (
+        ["etl"],
+        {"POSTGRES_HOST": URL, "REDIS_HOST": f"redis://:{quote(SECRET)}@x", "RETRY_SECONDS": "0.1"},
+        1,
+    ),
     "servers away": (["etl"], dict.fromkeys(("POSTGRES_PORT", "REDIS_PORT"), "1"), 1),
     "wrong databases": (["etl"], {"POSTGRES_DB": SECRET, "REDIS_DB": "99"}, 1),
     "wrong users": (["etl"], {"POSTGRES_USER": SECRET, "REDIS_USERNAME": SECRET}, 1),
