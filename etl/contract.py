@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import polars as pl
 from etl.casts import MISFIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
@@ -57,6 +58,19 @@ class Rejects:
     rows: pl.DataFrame
 
 
+def together(parts: Sequence[Rejects]) -> Rejects:
+    """The rejects of a mart that was judged in parts, of which there is one at least."""
+    reasons: Counter[str] = Counter()
+    for part in parts:
+        reasons.update(part.reasons)
+    return Rejects(
+        total=sum(part.total for part in parts),
+        reasons=dict(reasons.most_common()),
+        keys=pl.concat([part.keys for part in parts]),
+        rows=pl.concat([part.rows for part in parts]),
+    )
+
+
 def accept(contract: type[dy.Schema], mart: pa.Table, limit: int) -> tuple[pl.DataFrame, Rejects]:
     """Split a mart into the rows that keep the contract and those that break it.
 
@@ -70,7 +84,12 @@ def accept(contract: type[dy.Schema], mart: pa.Table, limit: int) -> tuple[pl.Da
     columns = contract.column_names()
     misfits = [name for name in map(MISFIT.format, columns) if name in mart.column_names]
     frame = pl.DataFrame(pl.from_arrow(mart.select([*columns, *misfits]))).with_row_index("row")
-    good, failure = _checked(contract, frame, misfits).filter(frame)
+    checked = _checked(contract, frame, misfits)
+    if checked.is_valid(frame):  # as nearly always: to filter would be to copy everything
+        return frame.select(columns), _rejects(
+            checked.filter(frame.clear())[1], contract, misfits, limit
+        )
+    good, failure = checked.filter(frame)
     return good.select(columns), _rejects(failure, contract, misfits, limit)
 
 

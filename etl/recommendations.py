@@ -20,6 +20,10 @@ from etl.run import Run, execute
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
+
+    from etl.pipe import Batch
+
 TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
 MIN_SCORE = 0.5  # a destination must score above this
 MOST = 10  # destinations of one user
@@ -65,18 +69,25 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check and reshape; let the guards judge before the first key is sent."""
-    recommendations = transform(run.read(Recommendation))
+    recommendations = list(map(_reshaped, run.read_parts(Recommendation)))
     run.lasts(TTL)
     run.judge()
+    batches = (batch for part in recommendations for batch in values(pl.DataFrame(part)))
     client = cache.connect(run.settings)
     with client:
         if run.options.dry_run:
-            run.count(cache.compare(client, values(recommendations), run.settings))
+            run.count(cache.compare(client, batches, run.settings))
         else:
             run.count({"written": 0})
-            keys = values(recommendations), len(recommendations)
+            keys = batches, sum(map(len, recommendations))
             for written in cache.write(client, *keys, TTL, run.settings):
                 run.count({"written": written})
+
+
+def _reshaped(part: pl.DataFrame) -> pa.Table:
+    # As Arrow, for the strings of a Polars frame may be views of the part they come from: all
+    # parts of the mart would stay in memory.
+    return transform(part).to_arrow()
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:
@@ -90,13 +101,11 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
         user_id str, destinations list[str] (best first, at most 10, scores above 0.5), score
         f64 (their mean, rounded to 4 places); in the order of the key.
     """
-    best_first = mart.filter(pl.col("score") > MIN_SCORE).sort(
-        "user_id",
-        "rank",
-        "score",
-        "destination",
-        descending=[False, False, True, False],
-        nulls_last=True,
+    order = ["user_id", "rank", "score", "destination"]
+    best_first = (
+        mart.filter(pl.col("score") > MIN_SCORE)
+        .select(order)
+        .sort(order, descending=[False, False, True, False], nulls_last=True)
     )
     return best_first.group_by("user_id", maintain_order=True).agg(
         destinations=pl.col("destination").head(MOST),
@@ -104,7 +113,7 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def values(recommendations: pl.DataFrame) -> Iterator[cache.Batch]:
+def values(recommendations: pl.DataFrame) -> Iterator[Batch]:
     """Build the keys and their JSON values, a batch at a time, from what `transform` returns."""
     for part in recommendations.iter_slices(cache.BATCH_KEYS):
         columns = (part[name].to_list() for name in ("user_id", "destinations", "score"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import time
 import uuid
@@ -16,7 +17,7 @@ from etl.options import Options, Outcome, SyncResult, counted
 from etl.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import dataframely as dy
 
@@ -76,16 +77,45 @@ class Run:
         begun = time.perf_counter()
         mart = warehouse.read(self.sync, schema, self.settings, self.shard)
         log.event("mart.read", rows=mart.table.num_rows, seconds=_since(begun))
-        limit = max(self.settings.reject_limit - self.rejects_kept, 0)
-        rows, self.rejects = contract.accept(schema, mart.table, limit)
-        if self.rejects.total:
-            log.warning("rows.rejected", rows=self.rejects.total, **self.rejects.reasons)
-        self.counts.update(extracted=mart.table.num_rows, rejected=self.rejects.total, deleted=0)
-        self.figures.extracted, self.figures.rejected = mart.table.num_rows, self.rejects.total
+        rows, rejects = contract.accept(schema, mart.table, self._room)
+        self._note(mart)
+        self._count(mart.table.num_rows, rejects)
+        return rows
+
+    def read_parts(self, schema: type[dy.Schema]) -> Iterator[pl.DataFrame]:
+        """The same in parts, all rows of a user in one; rejects and figures come with the last."""
+        begun, rows = time.perf_counter(), 0
+        found: list[contract.Rejects] = []
+        marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
+        with contextlib.closing(marts):
+            for mart in marts:
+                self._note(mart)
+                room = max(self._room - sum(len(rejects.rows) for rejects in found), 0)
+                good, rejects = contract.accept(schema, mart.table, room)
+                rows += mart.table.num_rows
+                found.append(rejects)
+                del mart  # so that no more than one part is held at a time
+                yield good
+                del good
+        log.event("mart.read", rows=rows, seconds=_since(begun))
+        self._count(rows, contract.together(found))
+
+    @property
+    def _room(self) -> int:
+        """How many rejected rows may still be kept."""
+        return max(self.settings.reject_limit - self.rejects_kept, 0)
+
+    def _note(self, mart: warehouse.Mart) -> None:
         self.figures.mart_rows, self.figures.built_at = mart.rows, mart.built_at
         self.figures.previous_mart_rows = self.previous.mart_rows if self.previous else None
         self.mart_columns = mart.columns
-        return rows
+
+    def _count(self, rows: int, rejects: contract.Rejects) -> None:
+        if rejects.total:
+            log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
+        self.rejects = rejects
+        self.counts.update(extracted=rows, rejected=rejects.total, deleted=0)
+        self.figures.extracted, self.figures.rejected = rows, rejects.total
 
     @property
     def postgres(self) -> Connection:

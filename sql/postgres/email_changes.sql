@@ -29,7 +29,7 @@ WITH waiting AS (
     LEFT JOIN crm.email_suppressions AS s ON s.user_id = q.user_id
     WHERE
         q.status = 'pending'
-        -- The hash of in_shard in sql/warehouse/session.sql.
+        -- The hash of shard_of in sql/warehouse/session.sql.
         AND (
             $3::int = 1
             OR ('x' || substr(md5(convert_to(q.user_id, 'UTF8')), 1, 8))::bit(32)::bigint

@@ -70,7 +70,7 @@ revived AS (
     RETURNING q.id
 ),
 
--- The queue's part for this shard, by the hash of in_shard in sql/warehouse/session.sql.
+-- The queue's part for this shard, by the hash of shard_of in sql/warehouse/session.sql.
 mine AS NOT MATERIALIZED (
     SELECT *
     FROM crm.email_queue

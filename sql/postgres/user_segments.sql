@@ -70,7 +70,7 @@ SELECT
             SELECT count(*)
             FROM crm.user_segments AS t
             WHERE
-                -- The hash of in_shard in sql/warehouse/session.sql.
+                -- The hash of shard_of in sql/warehouse/session.sql.
                 $2::int = 1
                 OR ('x' || substr(md5(convert_to(t.user_id, 'UTF8')), 1, 8))::bit(32)::bigint
                 % $2::int = $1::int

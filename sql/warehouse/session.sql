@@ -37,7 +37,11 @@ CREATE TEMP MACRO misfit(x, cast_x) AS CASE
     WHEN x IS NOT NULL AND cast_x IS NULL THEN CAST(x AS VARCHAR)
 END;
 
--- Shard i of n, by a hash that Postgres computes alike (see sql/postgres/user_segments_mirror.sql).
--- A row without a key is in shard 0, so that some shard rejects it.
-CREATE TEMP MACRO in_shard(key, i, n) AS
-    coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0) = i;
+-- In which of n shards a row is, by a hash that Postgres computes alike (see
+-- sql/postgres/user_segments_mirror.sql). One without a key is in shard 0, so that some shard
+-- rejects it.
+CREATE TEMP MACRO shard_of(key, n) AS coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0);
+CREATE TEMP MACRO in_shard(key, i, n) AS shard_of(key, n) = i;
+
+-- Part i of n, by a hash that is quick to compute and is not kept.
+CREATE TEMP MACRO in_part(key, i, n) AS hash(key) % n = i;

@@ -1,0 +1,132 @@
+"""One connection to Redis with batches of keys on their way, sent again when it is lost."""
+
+from __future__ import annotations
+
+import ssl
+from collections import deque
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import hiredis
+import redis
+
+from etl import retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_T = TypeVar("_T")
+
+Batch: TypeAlias = list[tuple[str, bytes]]
+
+# Batches whose replies are not awaited: the server works at them while the next one is built.
+_AHEAD = 4
+
+# Of TLS these say no more than that somebody hung up.
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
+class Pipe:
+    """Sets keys, and counts exactly what was written.
+
+    `failure` is the first error with which the server refused a key or a batch; `command` is
+    how the keys are set: MSETEX, a batch in one and all of it or nothing, or SET, one by one.
+    """
+
+    def __init__(self, client: redis.Redis, ttl: int, retry_seconds: float) -> None:
+        """Connect at the first need; `ttl` is in seconds, as is how long to try again."""
+        self.written = 0
+        self.failure: Exception | None = None
+        self.command = "SET"
+        self._client: Any = client
+        self._ttl, self._retry_seconds = ttl, retry_seconds
+        # One that the client knows nothing of, so that it hands nobody a reply left unread.
+        self._connection: Any = client.connection_pool.make_connection()
+        self._waiting: deque[Batch] = deque()  # for their replies; of these so many are sent:
+        self._sent = 0
+
+    def settled(self, batches: Iterable[Batch]) -> Iterator[int]:
+        """Send batches until one is refused; yield after each how many keys are written.
+
+        Raises:
+            RedisError: the server is lost and did not come back in time.
+        """
+        self.command = persist(self._fastest, self._retry_seconds)
+        for batch in batches:
+            self._waiting.append(batch)
+            if len(self._waiting) > _AHEAD:
+                yield self._settle()
+            if self.failure:
+                break
+        while self._waiting:  # after a failure as well: what is on its way has to be counted
+            yield self._settle()
+
+    def close(self) -> None:
+        """Hang up, and with it forget the replies that are not read."""
+        self._sent = 0
+        self._connection.disconnect()
+
+    def _fastest(self) -> str:
+        """MSETEX where the server knows it and the user may, which to set no keys tells."""
+        try:
+            self._client.execute_command("MSETEX", 0, "", "")
+        except redis.ResponseError as refusal:
+            return "MSETEX" if "numkeys" in str(refusal) else "SET"
+        return "SET"
+
+    def _settle(self) -> int:
+        written, failure = persist(self._exchange, self._retry_seconds)
+        self.written += written
+        self.failure = self.failure or failure
+        return self.written
+
+    def _exchange(self) -> tuple[int, Exception | None]:
+        """Send what is not on its way yet, and read what became of the oldest batch."""
+        try:
+            for batch in islice(self._waiting, self._sent, None):
+                self._connection.send_packed_command([self._packed(batch)])
+                self._sent += 1
+            outcome = self._outcome(len(self._waiting[0]))
+        except BaseException:
+            self.close()  # the next attempt sends all that wait
+            raise
+        self._waiting.popleft()
+        self._sent -= 1
+        return outcome
+
+    def _packed(self, batch: Batch) -> bytes:
+        if self.command == "MSETEX":
+            pairs = chain.from_iterable(batch)
+            packed: bytes = hiredis.pack_command(("MSETEX", len(batch), *pairs, "EX", self._ttl))
+            return packed
+        return b"".join(hiredis.pack_command(("SET", *pair, "EX", self._ttl)) for pair in batch)
+
+    def _outcome(self, keys: int) -> tuple[int, Exception | None]:
+        """How many keys of the oldest batch are written, and the first error."""
+        replies, each, fine = (1, keys, 1) if self.command == "MSETEX" else (keys, 1, b"OK")
+        written, failure = 0, None
+        for _ in range(replies):
+            try:
+                if (reply := self._connection.read_response()) != fine:
+                    raise redis.ResponseError(f"{self.command} was answered with {reply!r:.20}")
+                written += each
+            except redis.ResponseError as error:
+                if _passes(error):
+                    raise
+                failure = failure or error
+        return written, failure
+
+
+def persist(work: Callable[[], _T], seconds: float) -> _T:
+    """Do what may be done again, for so long, while the server is lost or not yet ready."""
+    return retry.persist(work, seconds, _passes, "redis.lost")
+
+
+def _passes(error: Exception) -> bool:
+    """A server may come back, load its keys or end a script; a password does not become right."""
+    cause = error.__context__
+    refused = isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT)
+    if refused or isinstance(error, redis.AuthenticationError):
+        return False
+    lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    return lost or str(error).startswith("BUSY ")
