@@ -1,0 +1,162 @@
+"""SIGKILL at any moment: wholly before or wholly after, nothing left behind, the next run mends."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import segments
+from destinations import Mart, Select, stuck
+from scenes import (
+    SYNCS,
+    USERS,
+    clock,
+    each_is_old_or_new,
+    full_only,
+    nothing_is_left,
+    run,
+    settled,
+    soon,
+    spawn,
+    state,
+    statuses_since,
+    times,
+    two_marts,
+)
+
+from etl import user_segments
+
+KILLS = times(6, 20)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_run_killed_at_any_moment_did_all_or_nothing_and_the_next_completes_it(
+    sync: str, environment: Path, select: Select, keys: redis.Redis
+) -> None:
+    moments = random.Random(f"killed {sync}")
+    marts = two_marts(environment.parent, USERS[sync])
+    states, seconds = settled(sync, marts, select, keys)
+    in_the_middle = 0
+
+    with ready(sync, marts[0]) as first, ready(sync, marts[1]) as second:
+        for number in range(KILLS):
+            process, mart = (first, second)[number % 2], marts[number % 2]
+            old, new = states[1 - number % 2], states[number % 2]
+            before = clock(select)
+            in_the_middle += process.killed_after(moments.uniform(0, seconds))
+
+            assert soon(lambda: nothing_is_left(select), 3)
+            seen = state(sync, select, keys)
+            assert each_is_old_or_new(seen, old, new)
+            if sync != "recommendations":
+                assert (seen == new) is (statuses_since(before, select) == ["ok"])
+            assert run(sync, mart)["status"] == "ok"
+            assert state(sync, select, keys) == new
+
+    assert in_the_middle >= KILLS / 3
+    assert not select("SELECT FROM etl.sync_runs WHERE status NOT IN ('ok', 'failed')")
+
+
+@full_only
+@pytest.mark.timeout(300)
+def test_of_a_killed_walk_over_shards_each_shard_is_old_or_new(
+    environment: Path, select: Select, keys: redis.Redis
+) -> None:
+    sync, shards = "user_segments", 4
+    moments = random.Random("killed walk")
+    marts = two_marts(environment.parent, USERS[sync] // 4)
+    states, _ = settled(sync, marts, select, keys)
+    by_shard = [shard_states(sync, mart, shards, select) for mart in marts]
+    begun = time.monotonic()
+    run(sync, marts[1], shards=shards)
+    seconds = time.monotonic() - begun
+
+    with ready(sync, marts[0], shards) as first, ready(sync, marts[1], shards) as second:
+        for number in range(8):
+            new = number % 2
+            before = clock(select)
+            (first, second)[new].killed_after(moments.uniform(0, seconds))
+
+            assert soon(lambda: nothing_is_left(select), 3)
+            done = statuses_since(before, select).count("ok")
+            assert in_shards(select, shards) == by_shard[new][:done] + by_shard[1 - new][done:]
+            run(sync, marts[new])
+            assert state(sync, select, keys) == states[new]
+
+
+def test_the_server_notices_in_a_second_that_a_run_was_killed_in_the_middle_of_a_statement(
+    mart: Mart, select: Select
+) -> None:
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    mart(segments("('u0', 'at_risk', 1, 0, 0)"))
+
+    with stuck(select, "u0", "--force") as process:
+        process.kill()
+        assert soon(lambda: nothing_is_left(select), 3)  # and still somebody is in the way
+
+    assert select("SELECT segment FROM crm.user_segments") == [{"segment": "regular"}]
+    assert user_segments.sync(force=True)["updated"] == 1
+
+
+class Ready:
+    """Processes that have imported everything and wait for the word, one after the other."""
+
+    def __init__(self, sync: str, warehouse: Path, shards: int) -> None:
+        code = (
+            f"import sys; from etl import {sync} as sync, cache, warehouse\n"
+            "import adbc_driver_postgresql.dbapi\n"
+            f"print('ready', flush=True); sys.stdin.readline()\n"
+            f"sync.sync(force=True, wait=3, shards={shards})"
+        )
+        self._arguments = ["-c", code]
+        self._warehouse = str(warehouse)
+        self.process = self._next()
+
+    def killed_after(self, seconds: float) -> bool:
+        """Let it run that long and kill it; whether it was still at it."""
+        process, self.process = self.process, self._next()
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        time.sleep(seconds)
+        running = process.poll() is None
+        process.kill()
+        process.communicate()
+        return running
+
+    def _next(self) -> subprocess.Popen[str]:
+        return spawn(self._arguments, DUCKDB_PATH=self._warehouse)
+
+
+@contextmanager
+def ready(sync: str, warehouse: Path, shards: int = 1) -> Iterator[Ready]:
+    processes = Ready(sync, warehouse, shards)
+    yield processes
+    processes.process.kill()
+    processes.process.communicate()
+
+
+def shard_states(sync: str, mart: Path, shards: int, select: Select) -> list[Any]:
+    run(sync, mart)
+    return in_shards(select, shards)
+
+
+def in_shards(select: Select, shards: int) -> list[Any]:
+    rows = select(
+        "SELECT ('x' || substr(md5(user_id), 1, 8))::bit(32)::bigint % $1::int AS shard,"
+        " md5(string_agg(user_id || segment || total_searches || lifetime_value, ','"
+        " ORDER BY user_id)) AS digest FROM crm.user_segments GROUP BY 1 ORDER BY 1",
+        shards,
+    )
+    return [row["digest"] for row in rows]

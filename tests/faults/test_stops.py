@@ -1,0 +1,121 @@
+"""SIGTERM and Ctrl-C at any moment: gone in two seconds, with one line and nothing half done."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import segments
+from destinations import Mart, Select
+from scenes import (
+    SYNCS,
+    USERS,
+    clock,
+    each_is_old_or_new,
+    nothing_is_left,
+    run,
+    settled,
+    soon,
+    start,
+    state,
+    statuses_since,
+    times,
+    two_marts,
+)
+
+STOPS = times(2, 14)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_stopped_command_ends_at_once_in_good_order(
+    sync: str, environment: Path, select: Select, keys: redis.Redis
+) -> None:
+    moments = random.Random(f"stopped {sync}")
+    marts = two_marts(environment.parent, USERS[sync])
+    states, _ = settled(sync, marts, select, keys)
+    seconds = seconds_of_a_command(sync, marts[1])
+    codes = []
+
+    for count in range(STOPS):
+        new = count % 2
+        number = (signal.SIGTERM, signal.SIGINT)[(count + count // 2) % 2]
+        before = clock(select)
+        process = start(f"etl.{sync}", "--force", "--json", DUCKDB_PATH=str(marts[new]))
+        wait_until_it_listens(process)
+        codes.append(stop(process, number, moments.uniform(0, 0.8 * seconds)))
+
+        assert soon(lambda: nothing_is_left(select), 1)
+        seen = state(sync, select, keys)
+        assert each_is_old_or_new(seen, states[1 - new], states[new])
+        ended = statuses_since(before, select)
+        assert ended in (["ok"], *([[], ["cancelled"]] if codes[-1] else []))
+        if sync != "recommendations":
+            assert (seen == states[new]) is (ended == ["ok"])
+        assert run(sync, marts[new])["status"] == "ok"
+        assert state(sync, select, keys) == states[new]
+
+    assert sum(map(bool, codes)) >= STOPS / 2
+
+
+def test_a_command_that_tries_a_lost_server_again_can_be_stopped(mart: Mart) -> None:
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    process = start("etl.user_segments", "--json", POSTGRES_PORT="1", RETRY_SECONDS="60")
+    wait_until_it_listens(process)
+
+    assert stop(process, signal.SIGTERM, after=1.5) == 143
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals, after: float) -> int:
+    """Stop a command after so many seconds, look at how it ends, and return its exit code."""
+    time.sleep(after)
+    process.send_signal(number)
+    begun = time.monotonic()
+    stdout, stderr = process.communicate(timeout=30)
+
+    assert time.monotonic() - begun < 2
+    said = [line for line in stderr.splitlines() if not is_json(line)]
+    results = [json.loads(line) for line in stdout.splitlines()]
+    if process.returncode == 0:
+        assert said == []
+        assert [result["status"] for result in results] == ["ok"]
+    else:
+        assert process.returncode == 128 + number, stderr
+        assert said == [f"etl: stopped by {number.name}"]
+        assert [one for one in results if one["status"] not in ("cancelled", "ok")] == []
+    return process.returncode
+
+
+def seconds_of_a_command(sync: str, warehouse: Path) -> float:
+    begun = time.monotonic()
+    _, stderr = start(f"etl.{sync}", "--force", "--json", DUCKDB_PATH=str(warehouse)).communicate()
+    assert "Traceback" not in stderr
+    return time.monotonic() - begun
+
+
+def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
+    """Until etl has set its handlers: before its first import a signal is Python's business."""
+    status = Path(f"/proc/{process.pid}/status")
+
+    def listens() -> bool:
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", status.read_text())
+        # Both are set at once, and that for Ctrl-C is there from the start.
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    assert soon(listens, 2)
+
+
+def is_json(line: str) -> bool:
+    try:
+        value: Any = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, dict)
