@@ -9,8 +9,8 @@ export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknow
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fix test test-faults histories demo demo-shell sync-all run-reverse-etl init-db bench \
-	bench-setup notebook test-notebook up down secrets check-images test-airflow build lock audit \
+.PHONY: help setup check fix test test-faults histories demo demo-shell sync-all run-reverse-etl \
+	init-db bench bench-setup notebook test-notebook up down secrets check-images test-airflow build lock audit \
 	clean
 .DELETE_ON_ERROR:
 
@@ -40,7 +40,7 @@ test: setup ## all tests, on real servers that they start and stop
 	$(VENV)/bin/pytest
 
 test-faults: setup ## every fault, many times over (make test takes a few of each)
-	ETL_FAULTS=all $(VENV)/bin/pytest tests/faults
+	@ls tests/faults/test_*.py | ETL_FAULTS=all xargs -P 2 -n 1 $(VENV)/bin/pytest
 
 histories: setup ## random histories of the mail queue (HISTORIES=200 of them)
 	ETL_HISTORIES=$(or $(HISTORIES),200) $(VENV)/bin/pytest tests/test_email_histories.py $(ARGS)

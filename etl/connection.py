@@ -43,6 +43,10 @@ _FOR_GOOD = re.compile(
 )
 
 
+class _NoAnswerError(SyncError):
+    """The server, or the network, is stuck."""
+
+
 class Connection:
     """What ADBC offers, each call in a thread of its own.
 
@@ -81,7 +85,10 @@ class Connection:
 
     def commit(self) -> None:
         """Make what was done since the last commit last."""
-        self.call(lambda raw: raw.commit())
+        try:
+            self.call(lambda raw: raw.commit())
+        except _NoAnswerError as error:  # which may be found in the ledger, once the server is back
+            raise Lost(str(error)) from error
 
     def rollback(self) -> None:
         """Undo it."""
@@ -118,7 +125,7 @@ class Connection:
             in_thread(self._look_who_blocks)
         left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
         if not wait([future], max(left, 0)).done:
-            raise SyncError(
+            raise _NoAnswerError(
                 f"Postgres ({self._settings.postgres_address}): no answer for {seconds:g} s"
                 " (POSTGRES_STATEMENT_TIMEOUT); is the server or the network stuck?"
             )
@@ -270,6 +277,9 @@ def _advice(sqlstate: str | None, message: str, settings: Settings, blocker: str
         return f"; grant it to {settings.postgres_user}"
     if sqlstate == "55P03" and blocker:
         return f": {blocker} holds it; wait for it or end it"
+    if sqlstate == "57014" and "timeout" in message:
+        seconds = settings.postgres_statement_timeout
+        return f"; a statement may take {seconds:g} s (POSTGRES_STATEMENT_TIMEOUT)"
     if sqlstate is None and "connect" in message:
         return f"; {_connect_hint(message)}"
     return f" (SQLSTATE {sqlstate})" if sqlstate else ""

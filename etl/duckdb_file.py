@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from etl import retry
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # DuckDB does little more here than scan one table; what is left is for Arrow and Polars.
@@ -19,6 +22,9 @@ _MEMORY = "512MB"
 
 # A view could ask for one, which DuckDB would fetch from the network.
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+
+# Two threads cannot have the file open with spill folders of their own: they take turns.
+_TURN = threading.Lock()
 
 _MAGIC = b"DUCK"  # after an eight-byte checksum
 
@@ -58,8 +64,9 @@ class Locked(SyncError):  # noqa: N818  (it will be free again)
     """Somebody writes to the file."""
 
 
-def connect(path: Path, spill: str, wait: float) -> duckdb.DuckDBPyConnection:
-    """Open the file for reading; what does not fit into memory goes to the folder `spill`.
+@contextmanager
+def opened(path: Path, spill: str, wait: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Have the file open for reading; what does not fit into memory goes to the folder `spill`.
 
     Args:
         path: the warehouse.
@@ -69,16 +76,30 @@ def connect(path: Path, spill: str, wait: float) -> duckdb.DuckDBPyConnection:
     Raises:
         SyncError: it is not there, not ours to read, not DuckDB's, damaged, too new or locked.
     """
-    return retry.persist(
+    connection = retry.persist(
         partial(_open, path, spill),
         wait,
         lambda error: isinstance(error, Locked),
         "warehouse.locked",
     )
+    try:
+        yield connection
+    finally:
+        connection.close()
+        _TURN.release()
 
 
 def _open(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
     _check(path)
+    _TURN.acquire()
+    try:
+        return _connect(path, spill)
+    except BaseException:
+        _TURN.release()
+        raise
+
+
+def _connect(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {"temp_directory": spill, "memory_limit": _MEMORY, **_NO_EXTENSIONS}
     try:
         # Absolute: DuckDB takes a name like `md:x` for a service, and wants an extension for it.

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 
-from etl import log, queries
+from etl import log, parts, queries
 from etl.connection import Connection, connect, rows, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from adbc_driver_manager.dbapi import Connection as Raw
+
+    from etl.parts import Parts
 
 __all__ = [
     "Connection",
@@ -71,6 +74,20 @@ def fetch(connection: Connection, name: str, *parameters: Any) -> Callable[[], p
     return connection.begin(work)
 
 
+def fetch_parts(
+    connection: Connection, name: str, shards: int, folder: Path
+) -> Callable[[], Parts]:
+    """The same, cut into shards in a folder that is not there yet."""
+    sql = queries.load("postgres", name)
+
+    def work(raw: Raw) -> Parts:
+        with raw.cursor() as cursor:
+            cursor.execute(sql)
+            return parts.cut_stream(cursor.fetch_record_batch(), shards, folder)
+
+    return connection.begin(work)
+
+
 def stage(connection: Connection, table: str, frame: pl.DataFrame) -> None:
     """COPY a frame into a temporary table of this session, its columns typed as in the frame."""
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
@@ -95,13 +112,12 @@ def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]
 
 def _batches(frame: pl.DataFrame) -> pa.RecordBatchReader:
     """Cut a frame into COPY messages, and tell of each."""
-    reader = frame.to_arrow().to_reader(max_chunksize=COPY_ROWS)
 
     def told() -> Iterator[pa.RecordBatch]:
         rows = 0
-        for batch in reader:
-            yield batch
-            rows += batch.num_rows
+        for part in frame.iter_slices(COPY_ROWS):  # or Arrow would hold a copy of all of it
+            yield from part.to_arrow().to_batches()
+            rows += len(part)
             log.event("rows.copied", logging.DEBUG, rows=rows, of=len(frame))
 
-    return pa.RecordBatchReader.from_batches(reader.schema, told())
+    return pa.RecordBatchReader.from_batches(frame.clear().to_arrow().schema, told())

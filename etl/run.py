@@ -98,13 +98,14 @@ def _attempt(run: Run, load: Callable[[Run], None]) -> None:
     """Load every shard that is not done yet."""
     _close(run)
     _open(run)
-    for shard in run.options.walk[run.done :]:
-        if not _is_committed(run):
-            _start(run, shard)
-            load(run)
-            run.judge()
-            _finish(run)
-        _add_up(run)
+    with run.walking():
+        for shard in run.options.walk[run.done :]:
+            if not _is_committed(run):
+                _start(run, shard)
+                load(run)
+                run.judge()
+                _finish(run)
+            _add_up(run)
     _unlock(run)
 
 

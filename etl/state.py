@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from etl import contract, guards, log, warehouse
+from etl import contract, guards, log, postgres, warehouse
 from etl.errors import Refused, SyncError
 from etl.options import Options, Outcome, SyncResult, counted
 from etl.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import dataframely as dy
 
+    from etl.parts import Parts
     from etl.postgres import Connection
+
+
+# Rows of a mart that is synced for the first time.
+UNKNOWN_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class Run:
     previous: Previous | None = None
     attempts: int = 0  # more than one: a server was lost
     started: float = field(default_factory=time.perf_counter)
+
+    # of a walk over shards: what it read once, and where
+    folder: Path | None = None
+    cut_mart: warehouse.CutMart | None = None
+    cut_known: Callable[[], Parts] | None = None
 
     # of the shard at hand
     shard: tuple[int, int] = (0, 1)
@@ -75,7 +87,10 @@ class Run:
         The others are kept in `rejects`; what the guards want to know goes to `figures`.
         """
         begun = time.perf_counter()
-        mart = warehouse.read(self.sync, schema, self.settings, self.shard)
+        if self.folder is None:
+            mart = warehouse.read(self.sync, schema, self.settings, self.shard)
+        else:
+            mart = self._cut_mart(schema).read(self.shard[0])
         log.event("mart.read", rows=mart.table.num_rows, seconds=_since(begun))
         rows, rejects = contract.accept(schema, mart.table, self._room)
         self._note(mart)
@@ -86,7 +101,10 @@ class Run:
         """The same in parts, all rows of a user in one; rejects and figures come with the last."""
         begun, rows = time.perf_counter(), 0
         found: list[contract.Rejects] = []
-        marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
+        if self.folder is None:
+            marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
+        else:
+            marts = self._cut_mart(schema).read_parts(self.shard[0])
         with contextlib.closing(marts):
             for mart in marts:
                 self._note(mart)
@@ -116,6 +134,45 @@ class Run:
         self.rejects = rejects
         self.counts.update(extracted=rows, rejected=rejects.total, deleted=0)
         self.figures.extracted, self.figures.rejected = rows, rejects.total
+
+    def known(self, table: str) -> Callable[[], pl.DataFrame] | None:
+        """Start reading what the target holds of the shard at hand, by sql/postgres/<sync>_known.
+
+        Returns:
+            What waits for it. None where reading costs more than it saves: for one shard alone,
+            since the server would have to hash every key, and of a target that has many more
+            rows than the mart.
+        """
+        (about,) = postgres.ask(self.postgres, "rows_about", table)
+        expected = self.previous.mart_rows if self.previous else UNKNOWN_ROWS
+        if self.options.part or about["rows"] > 2 * expected:
+            return None
+        query = f"{self.sync}_known"
+        if self.folder is None:
+            return postgres.fetch(self.postgres, query)
+        if self.cut_known is None:
+            folder = self.folder / "known"
+            self.cut_known = postgres.fetch_parts(self.postgres, query, self.shard[1], folder)
+        known, shard = self.cut_known, self.shard[0]
+        return lambda: pl.DataFrame(pl.from_arrow(known().read(shard)))
+
+    def _cut_mart(self, schema: type[dy.Schema]) -> warehouse.CutMart:
+        if self.cut_mart is None and self.folder is not None:
+            self.cut_mart = warehouse.cut(
+                self.sync, schema, self.settings, self.shard[1], self.folder / "mart"
+            )
+        return cast("warehouse.CutMart", self.cut_mart)
+
+    @contextlib.contextmanager
+    def walking(self) -> Iterator[None]:
+        """Give a walk over shards a folder for what it reads once."""
+        if len(self.options.walk) == 1:
+            yield
+            return
+        self.cut_mart = self.cut_known = None
+        with tempfile.TemporaryDirectory(prefix="etl-duckdb-") as folder:
+            self.folder = Path(folder)
+            yield
 
     @property
     def postgres(self) -> Connection:

@@ -62,13 +62,15 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
-    # Of a shard, the server would have to hash every key of the target to find what it knows.
-    leave_out = run.shard == (0, 1) and not run.options.delete_missing
-    known = postgres.fetch(run.postgres, "user_segments_known") if leave_out else None
+    # The mirror wants to see everybody who is in the mart.
+    known = None if run.options.delete_missing else run.known("crm.user_segments")
     segments = transform(run.read(UserSegment))
-    merged = _merge(run, different(segments, known()) if known else segments)
-    run.count(merged)
-    run.count({"unchanged": len(segments) - merged["inserted"] - merged["updated"]})
+    total = len(segments)
+    if known:
+        segments = different(segments, known())
+    segments = segments.sort("user_id")  # an index is quicker to fill in its own order
+    merged = _merge(run, segments)
+    run.count({**merged, "unchanged": total - merged["inserted"] - merged["updated"]})
     if run.options.delete_missing:
         postgres.stage(run.postgres, "rejected", run.rejected_users())
         run.count(
@@ -84,7 +86,7 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         user_id str, segment str, total_searches i64, total_conversions i64, lifetime_value
-        decimal(14,2) in the currency of the mart; in the order of the key.
+        decimal(14,2) in the currency of the mart; in the order of the mart.
     """
     return mart.select(
         "user_id",
@@ -92,7 +94,7 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
         pl.col("total_searches").cast(pl.Int64),
         pl.col("total_conversions").cast(pl.Int64),
         pl.col("lifetime_value").cast(pl.Decimal(14, 2)),
-    ).sort("user_id")
+    )
 
 
 def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -109,9 +111,10 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     )
     if len(twins) != len(segments):  # two users of one hash: the merge will tell them apart
         return segments
-    rows = known.select(pl.all().gather(twins["row"]))
-    money = segments.with_columns(pl.col("lifetime_value").cast(pl.Float64))
-    same = (money[name].eq_missing(rows[name]) for name in segments.columns)
+    same = (
+        segments[name].cast(known[name].dtype).eq_missing(known[name].gather(twins["row"]))
+        for name in segments.columns
+    )
     return segments.filter(~reduce(and_, same))
 
 

@@ -1,7 +1,8 @@
 """The DuckDB warehouse: one mart -> one Arrow table, typed as the sync's contract asks.
 
-The handle is read-only and held for the length of the read alone: while it is open, dbt in
-another process cannot write.
+The handle is read-only and held for the length of the read alone (of a mart that is read in
+parts, while they are checked and reshaped as well): while it is open, dbt in another process
+cannot write.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import datetime as dt
 import re
 import tempfile
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression, FunctionExpression
 
-from etl import casts, duckdb_file, queries
+from etl import casts, duckdb_file, parts, queries
 from etl.errors import SyncError, UsageError
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ def read(
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
             or of a type that cannot serve; every offender is named.
     """
-    (mart,) = _read(name, contract, settings, shard, in_parts=False)
-    return mart
+    with _opened(name, contract, settings) as rows:
+        return _mart(rows.shard(*shard))
 
 
 def read_parts(
@@ -78,31 +80,76 @@ def read_parts(
     So that a reader need not hold all rows of a large mart. A view comes whole: to ask it for
     each part would be to compute it as often.
     """
-    return _read(name, contract, settings, shard, in_parts=True)
+    with _opened(name, contract, settings) as rows:
+        yield from _parts(rows.shard(*shard))
 
 
-def _read(
-    name: str,
-    contract: type[dy.Schema],
-    settings: Settings,
-    shard: tuple[int, int],
-    *,
-    in_parts: bool,
-) -> Generator[Mart, None, None]:
+def cut(
+    name: str, contract: type[dy.Schema], settings: Settings, shards: int, folder: Path
+) -> CutMart:
+    """Read a mart once for a walk over its shards, into a folder that is not there yet.
+
+    Raises:
+        SyncError: as `read`.
+    """
+    with _opened(name, contract, settings) as rows:
+        parts.prepare(rows.connection)
+        parts.cut(rows.relation, shards, folder)
+        schema = rows.relation.limit(0).to_arrow_table().schema
+        return CutMart(parts.Parts(folder, schema), rows.columns, _whole(rows.relation))
+
+
+@dataclass(frozen=True)
+class CutMart:
+    """A mart cut into shards; each reads as `read` and `read_parts` would give it."""
+
+    shards: parts.Parts
+    columns: frozenset[str]
+    whole: tuple[int, dt.datetime | None]
+
+    def read(self, index: int) -> Mart:
+        """One shard."""
+        table = self.shards.read(index)
+        return Mart(casts.without_empty_misfits(table), self.columns, *self.whole)
+
+    def read_parts(self, index: int) -> Generator[Mart, None, None]:
+        """One shard in parts."""
+        with self.shards.opened(index) as (connection, relation):
+            size = relation.count("*").fetchall()[0][0]
+            yield from _parts(_Rows(connection, relation, self.columns, size, self.whole))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A mart's rows, typed but not read yet."""
+
+    connection: duckdb.DuckDBPyConnection
+    relation: duckdb.DuckDBPyRelation
+    columns: frozenset[str]
+    size: int  # about how many there are; 0 for a view
+    whole: tuple[int, dt.datetime | None] | None = None  # where these are a part of the mart
+
+    def shard(self, index: int, of: int) -> _Rows:
+        if of == 1:
+            return self
+        mine = self.relation.filter(parts.shard_of(of) == ConstantExpression(index))
+        return replace(self, relation=mine, size=self.size // of, whole=_whole(self.relation))
+
+
+@contextmanager
+def _opened(name: str, contract: type[dy.Schema], settings: Settings) -> Iterator[_Rows]:
     path = Path(settings.duckdb_path)
     query = _query(name, settings)
-    with tempfile.TemporaryDirectory(prefix="etl-duckdb-") as spill:
-        connection = duckdb_file.connect(path, spill, settings.warehouse_wait)
+    with (
+        tempfile.TemporaryDirectory(prefix="etl-duckdb-") as spill,
+        duckdb_file.opened(path, spill, settings.warehouse_wait) as connection,
+    ):
         try:
-            columns, size, rows = _typed(connection, query, contract, settings.mart_schema)
-            parts = max(1, -(-size // _PART_ROWS)) if in_parts else 1
-            yield from _marts(rows, frozenset(columns), shard, parts)
+            yield _typed(connection, query, contract, settings.mart_schema)
         except duckdb.Error as error:
             raise duckdb_file.explained(
                 error, path, f"correct {query.origin} or the mart"
             ) from error
-        finally:
-            connection.close()
 
 
 def _query(name: str, settings: Settings) -> _Query:
@@ -128,8 +175,7 @@ def _typed(
     query: _Query,
     contract: type[dy.Schema],
     mart_schema: str | None,
-) -> tuple[list[str], int, duckdb.DuckDBPyRelation]:
-    """What `_find_marts` says of the mart, and its rows, not yet read, as the contract wants."""
+) -> _Rows:
     connection.execute(queries.load("warehouse", "session"))
     columns, size = _find_marts(connection, query, mart_schema)
     if columns:
@@ -140,33 +186,26 @@ def _typed(
             f"{query.origin}: does not end in a SELECT; write one that returns the rows"
         )
     casts.check(rows, contract, query.origin)
-    return columns, size, casts.typed(rows, contract)
+    return _Rows(connection, casts.typed(rows, contract), frozenset(columns), size)
 
 
-def _marts(
-    rows: duckdb.DuckDBPyRelation, columns: frozenset[str], shard: tuple[int, int], parts: int
-) -> Iterator[Mart]:
-    whole = None if (shard[1], parts) == (1, 1) else _whole(rows)
-    if shard[1] > 1:
-        rows = rows.filter(_in("in_shard", *shard))
-    for part in range(parts):
-        wanted = rows.filter(_in("in_part", part, parts)) if parts > 1 else rows
-        yield _mart(wanted, columns, whole)  # and do not hold it while the next one is read
+def _parts(rows: _Rows) -> Iterator[Mart]:
+    of = max(1, -(-rows.size // _PART_ROWS))
+    if of == 1:
+        yield _mart(rows)
+        return
+    whole = rows.whole or _whole(rows.relation)
+    for index in range(of):
+        key = (ColumnExpression("user_id"), ConstantExpression(index), ConstantExpression(of))
+        part = rows.relation.filter(FunctionExpression("in_part", *key))
+        # Not held here while the next one is read.
+        yield _mart(replace(rows, relation=part, whole=whole))
 
 
-def _mart(
-    rows: duckdb.DuckDBPyRelation,
-    columns: frozenset[str],
-    whole: tuple[int, dt.datetime | None] | None,
-) -> Mart:
-    table = rows.to_arrow_table()
-    facts = whole or (table.num_rows, _latest(table))
-    return Mart(casts.without_empty_misfits(table), columns, *facts)
-
-
-def _in(macro: str, index: int, of: int) -> duckdb.Expression:
-    key = (ColumnExpression("user_id"), ConstantExpression(index), ConstantExpression(of))
-    return FunctionExpression(macro, *key)
+def _mart(rows: _Rows) -> Mart:
+    table = rows.relation.to_arrow_table()
+    whole = rows.whole or (table.num_rows, _latest(table))
+    return Mart(casts.without_empty_misfits(table), rows.columns, *whole)
 
 
 def _find_marts(

@@ -307,7 +307,7 @@ def test_a_shard_is_read_in_parts_as_well(
     with _parts_of(2_000, monkeypatch) as parts:
         result = recommendations.sync(shards=2)
 
-    assert len(parts) == 6
+    assert len(parts) == 4
     assert (result["extracted"], result["written"], int(keys.dbsize())) == (6_000, 3_000, 3_000)
 
 
@@ -561,14 +561,14 @@ def _parts_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]
     parts: list[int] = []
 
     def noted(*arguments: Any) -> Iterator[warehouse.Mart]:
-        for one in read_parts(*arguments):
+        for one in in_parts(*arguments):
             parts.append(one.table.num_rows)
             yield one
 
-    read_parts = warehouse.read_parts
+    in_parts = warehouse._parts
     with monkeypatch.context() as patched:
         patched.setattr(warehouse, "_PART_ROWS", rows)
-        patched.setattr(warehouse, "read_parts", noted)
+        patched.setattr(warehouse, "_parts", noted)
         yield parts
 
 
