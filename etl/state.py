@@ -170,9 +170,15 @@ class Run:
             yield
             return
         self.cut_mart = self.cut_known = None
-        with tempfile.TemporaryDirectory(prefix="etl-duckdb-") as folder:
+        spill = tempfile.TemporaryDirectory(prefix="etl-duckdb-", ignore_cleanup_errors=True)
+        with spill as folder:
             self.folder = Path(folder)
-            yield
+            try:
+                yield
+            except BaseException:
+                if self.connection is not None:  # it may still be writing there
+                    self.connection.undo()
+                raise
 
     @property
     def postgres(self) -> Connection:

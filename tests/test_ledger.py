@@ -380,15 +380,15 @@ def left_running(*runs: tuple[str, int, int]) -> None:
 
 
 def interrupt_reading(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Let the mart be read so many times, then stop."""
-    read, reads = warehouse.read, iter(range(after))
+    """Let a walk read so many shards, then stop."""
+    read, reads = warehouse.CutMart.read, iter(range(after))
 
     def interrupted(*arguments: Any) -> Any:
         if next(reads, None) is None:
             raise KeyboardInterrupt
         return read(*arguments)
 
-    monkeypatch.setattr(warehouse, "read", interrupted)
+    monkeypatch.setattr(warehouse.CutMart, "read", interrupted)
 
 
 def once(method: Callable[..., None], then: Callable[..., None]) -> Callable[..., None]:
