@@ -253,11 +253,12 @@ def test_a_role_may_do_nothing_else(role: str, become: Become) -> None:
 
 
 def test_the_owner_of_the_tables_can_run_the_file_when_he_may_create_roles(
-    servers: Servers, environment: Path
+    servers: Servers, environment: Path, select: Select
 ) -> None:
     as_superuser(servers, "ALTER ROLE airflow CREATEROLE")
     try:
         _run_roles_sql(servers, "airflow")
+        assert select("SELECT FROM pg_roles WHERE rolname = 'searchflow_etl_mirror'")
     finally:
         as_superuser(servers, "ALTER ROLE airflow NOCREATEROLE", *_drop_roles())
 
