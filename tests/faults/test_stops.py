@@ -43,27 +43,33 @@ def test_a_stopped_command_ends_at_once_in_good_order(
     marts = two_marts(environment.parent, USERS[sync])
     states, _ = settled(sync, marts, select, keys)
     seconds = seconds_of_a_command(sync, marts[1])
-    codes = []
+    stopped = 0
 
-    for count in range(STOPS):
+    for count in range(3 * STOPS):
+        if stopped == STOPS:
+            break
         new = count % 2
         number = (signal.SIGTERM, signal.SIGINT)[(count + count // 2) % 2]
         before = clock(select)
         process = start(f"etl.{sync}", "--force", "--json", DUCKDB_PATH=str(marts[new]))
         wait_until_it_listens(process)
-        codes.append(stop(process, number, moments.uniform(0, 0.8 * seconds)))
+        code = stop(process, number, moments.uniform(0, seconds))
+        if code:
+            stopped += 1
+        else:  # it was done before it was stopped: the machine has become quicker
+            seconds *= 0.8
 
         assert soon(lambda: nothing_is_left(select), 1)
         seen = state(sync, select, keys)
         assert each_is_old_or_new(seen, states[1 - new], states[new])
         ended = statuses_since(before, select)
-        assert ended in (["ok"], *([[], ["cancelled"]] if codes[-1] else []))
+        assert ended in (["ok"], *([[], ["cancelled"]] if code else []))
         if sync != "recommendations":
             assert (seen == states[new]) is (ended == ["ok"])
         assert run(sync, marts[new])["status"] == "ok"
         assert state(sync, select, keys) == states[new]
 
-    assert sum(map(bool, codes)) >= STOPS / 2
+    assert stopped == STOPS
 
 
 def test_a_command_that_tries_a_lost_server_again_can_be_stopped(mart: Mart) -> None:
@@ -95,8 +101,11 @@ def stop(process: subprocess.Popen[str], number: signal.Signals, after: float) -
 
 
 def seconds_of_a_command(sync: str, warehouse: Path) -> float:
+    """From when it can be stopped to its end."""
+    process = start(f"etl.{sync}", "--force", "--json", DUCKDB_PATH=str(warehouse))
+    wait_until_it_listens(process)
     begun = time.monotonic()
-    _, stderr = start(f"etl.{sync}", "--force", "--json", DUCKDB_PATH=str(warehouse)).communicate()
+    _, stderr = process.communicate()
     assert "Traceback" not in stderr
     return time.monotonic() - begun
 
