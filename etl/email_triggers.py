@@ -105,10 +105,13 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage, decide and merge; `execute` judges and commits."""
-    mart = _with_lasting_episodes(run, run.read(Audience))
+    read = run.read(Audience, lambda mart: mart.drop("built_at"))
+    mart = _with_lasting_episodes(run, pl.concat(map(pl.DataFrame, read)))
+    # Made while they are sent: all their payloads together would be larger than the mart.
+    triggers = (transform(part, run.as_of) for part in postgres.slices(mart))
     postgres.execute(run.postgres, _WORK_MEMORY)
     postgres.stage(run.postgres, "rules", _rules())
-    postgres.stage(run.postgres, "triggers", transform(mart, run.as_of))
+    postgres.stage_parts(run.postgres, "triggers", triggers)
     _decide(run, "candidates", run.settings.email_min_gap_hours)
     postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
     _decide(run, "changes", run.as_of, *run.shard)

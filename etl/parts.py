@@ -72,4 +72,4 @@ def prepare(connection: duckdb.DuckDBPyConnection) -> None:
     """Have a connection write shards in little memory: 280 MB for ten million users."""
     connection.execute("SET memory_limit = '200MB'")
     connection.execute("SET preserve_insertion_order = false")
-    connection.execute("SET partitioned_write_flush_threshold = 50000")
+    connection.execute("SET partitioned_write_flush_threshold = 10000")

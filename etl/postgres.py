@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -17,7 +18,7 @@ from etl import log, parts, queries
 from etl.connection import Connection, connect, rows, session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from adbc_driver_manager.dbapi import Connection as Raw
@@ -32,8 +33,12 @@ __all__ = [
     "merge",
     "select",
     "session",
+    "slices",
     "stage",
+    "stage_parts",
 ]
+
+_Rows = TypeVar("_Rows", pl.DataFrame, pl.Series)
 
 # Rows of one COPY message: each is buffered whole by the driver, and 65,536 rows of a few
 # columns are some 5 MB.
@@ -90,15 +95,35 @@ def fetch_parts(
 
 def stage(connection: Connection, table: str, frame: pl.DataFrame) -> None:
     """COPY a frame into a temporary table of this session, its columns typed as in the frame."""
+    stage_parts(connection, table, [frame], len(frame))
+
+
+def stage_parts(
+    connection: Connection, table: str, parts: Iterable[pl.DataFrame], rows: int = 0
+) -> None:
+    """The same for a frame that is made while it is sent.
+
+    Args:
+        connection: the session.
+        table: a name; a table that bears it already makes way.
+        parts: frames of the same columns, one at least; see `slices`.
+        rows: how many there are in all, where that is known.
+    """
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
 
     def work(raw: Raw) -> None:
         with raw.cursor() as cursor:
-            cursor.adbc_ingest(table, _batches(frame), mode="create", temporary=True)
+            cursor.adbc_ingest(table, _batches(parts, rows), mode="create", temporary=True)
 
     connection.call(work)
     # Without statistics the planner takes a million staged rows for a thousand.
     execute(connection, f'ANALYZE pg_temp."{table}"')
+
+
+def slices(rows: _Rows) -> Iterator[_Rows]:
+    """Cut a frame or a series into what makes a COPY message each; one at least."""
+    for start in range(0, max(len(rows), 1), COPY_ROWS):
+        yield rows.slice(start, COPY_ROWS)
 
 
 def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]:
@@ -110,14 +135,17 @@ def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]
     return counts
 
 
-def _batches(frame: pl.DataFrame) -> pa.RecordBatchReader:
-    """Cut a frame into COPY messages, and tell of each."""
+def _batches(parts: Iterable[pl.DataFrame], rows: int) -> pa.RecordBatchReader:
+    """Cut frames into COPY messages, and tell of each."""
+    frames = iter(parts)
+    first = next(frames)
 
     def told() -> Iterator[pa.RecordBatch]:
-        rows = 0
-        for part in frame.iter_slices(COPY_ROWS):  # or Arrow would hold a copy of all of it
-            yield from part.to_arrow().to_batches()
-            rows += len(part)
-            log.event("rows.copied", logging.DEBUG, rows=rows, of=len(frame))
+        sent = 0
+        for frame in chain([first], frames):
+            for part in slices(frame):  # or Arrow would hold a copy of all of it
+                yield from part.to_arrow().to_batches()
+                sent += len(part)
+                log.event("rows.copied", logging.DEBUG, rows=sent, of=rows)
 
-    return pa.RecordBatchReader.from_batches(frame.clear().to_arrow().schema, told())
+    return pa.RecordBatchReader.from_batches(first.clear().to_arrow().schema, told())

@@ -20,8 +20,6 @@ from etl.run import Run, execute
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pyarrow as pa
-
     from etl.pipe import Batch
 
 TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
@@ -69,7 +67,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check and reshape; let the guards judge before the first key is sent."""
-    recommendations = list(map(_reshaped, run.read_parts(Recommendation)))
+    recommendations = run.read(Recommendation, transform)
     run.lasts(TTL)
     run.judge()
     batches = (batch for part in recommendations for batch in values(pl.DataFrame(part)))
@@ -82,12 +80,6 @@ def load(run: Run) -> None:
             keys = batches, sum(map(len, recommendations))
             for written in cache.write(client, *keys, TTL, run.settings):
                 run.count({"written": written})
-
-
-def _reshaped(part: pl.DataFrame) -> pa.Table:
-    # As Arrow, for the strings of a Polars frame may be views of the part they come from: all
-    # parts of the mart would stay in memory.
-    return transform(part).to_arrow()
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:

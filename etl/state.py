@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import dataframely as dy
+    import pyarrow as pa
 
     from etl.parts import Parts
     from etl.postgres import Connection
@@ -81,26 +82,26 @@ class Run:
         self.figures, self.counts = guards.Figures(shards=shard[1]), {}
         self.rejects, self.judged, self.committing = None, False, False
 
-    def read(self, schema: type[dy.Schema]) -> pl.DataFrame:
-        """Fetch this sync's mart and return the rows that keep the contract.
+    def read(
+        self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
+    ) -> list[pa.Table]:
+        """Fetch this sync's mart in parts, and return what becomes of the rows in order.
 
-        The others are kept in `rejects`; what the guards want to know goes to `figures`.
+        That is, of those which keep the contract. The others are kept in `rejects`; what the
+        guards want to know goes to `figures`.
+
+        Args:
+            schema: the contract.
+            reshape: what to make of a part, in which all rows of a user are.
+
+        Returns:
+            Frames as `reshape` made them, one at least. As Arrow and copied: columns and strings
+            of a Polars frame may be views of the part they come from, and all of the mart would
+            stay in memory.
         """
-        begun = time.perf_counter()
-        if self.folder is None:
-            mart = warehouse.read(self.sync, schema, self.settings, self.shard)
-        else:
-            mart = self._cut_mart(schema).read(self.shard[0])
-        log.event("mart.read", rows=mart.table.num_rows, seconds=_since(begun))
-        rows, rejects = contract.accept(schema, mart.table, self._room)
-        self._note(mart)
-        self._count(mart.table.num_rows, rejects)
-        return rows
-
-    def read_parts(self, schema: type[dy.Schema]) -> Iterator[pl.DataFrame]:
-        """The same in parts, all rows of a user in one; rejects and figures come with the last."""
         begun, rows = time.perf_counter(), 0
         found: list[contract.Rejects] = []
+        reshaped = []
         if self.folder is None:
             marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
         else:
@@ -113,10 +114,11 @@ class Run:
                 rows += mart.table.num_rows
                 found.append(rejects)
                 del mart  # so that no more than one part is held at a time
-                yield good
+                reshaped.append(reshape(good).rechunk().to_arrow())
                 del good
         log.event("mart.read", rows=rows, seconds=_since(begun))
         self._count(rows, contract.together(found))
+        return reshaped
 
     @property
     def _room(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import and_
+from typing import TYPE_CHECKING
 
 import dataframely as dy
 import polars as pl
@@ -16,6 +17,11 @@ from etl.contract import KEY, no_nul
 from etl.errors import SyncError
 from etl.options import Options, SyncResult
 from etl.run import Run, execute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
 
 
 class UserSegment(dy.Schema):
@@ -64,13 +70,11 @@ def load(run: Run) -> None:
     """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
     # The mirror wants to see everybody who is in the mart.
     known = None if run.options.delete_missing else run.known("crm.user_segments")
-    segments = transform(run.read(UserSegment))
-    total = len(segments)
-    if known:
-        segments = different(segments, known())
-    segments = segments.sort("user_id")  # an index is quicker to fill in its own order
-    merged = _merge(run, segments)
-    run.count({**merged, "unchanged": total - merged["inserted"] - merged["updated"]})
+    changes = _changes(run.read(UserSegment, transform), known)
+    del known  # with what it has read
+    merged = _merge(run, changes)
+    accepted = run.counts["extracted"] - run.counts["rejected"]
+    run.count({**merged, "unchanged": accepted - merged["inserted"] - merged["updated"]})
     if run.options.delete_missing:
         postgres.stage(run.postgres, "rejected", run.rejected_users())
         run.count(
@@ -109,29 +113,49 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     """
     # A join by hashes, then a look at the rows themselves, takes a third of the memory of a join.
     key = pl.col("user_id").hash().alias("key")
-    twins = segments.select(key).join(
-        known.select(key).with_row_index("row"), on="key", how="left", maintain_order="left"
+    twins = (
+        known.select(key)
+        .with_row_index("known")
+        .join(segments.select(key).with_row_index("row"), on="key")
     )
-    if len(twins) != len(segments):  # two users of one hash: the merge will tell them apart
-        return segments
     same = (
-        segments[name].cast(known[name].dtype).eq_missing(known[name].gather(twins["row"]))
+        segments[name]
+        .gather(twins["row"])
+        .cast(known[name].dtype)
+        .eq_missing(known[name].gather(twins["known"]))
         for name in segments.columns
     )
-    return segments.filter(~reduce(and_, same))
+    unchanged = twins["row"].filter(reduce(and_, same))
+    return segments.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(unchanged.implode()))
 
 
-def _merge(run: Run, segments: pl.DataFrame) -> dict[str, int]:
+def _changes(segments: list[pa.Table], known: Callable[[], pl.DataFrame] | None) -> pl.DataFrame:
+    """What need be staged, once the warehouse is closed and what is `known` has come."""
+    parts = map(pl.DataFrame, segments)
+    if known is None:
+        return pl.concat(parts)
+    target = known()
+    return pl.concat(different(part, target) for part in parts)
+
+
+def _merge(run: Run, changes: pl.DataFrame) -> dict[str, int]:
     try:
-        postgres.stage(run.postgres, "staging", segments)
+        _stage(run, changes)
         return postgres.merge(run.postgres, "user_segments", *run.shard, True)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
     # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
     run.postgres.rollback()
-    postgres.stage(run.postgres, "staging", segments)
+    _stage(run, changes)
     return postgres.merge(run.postgres, "user_segments", *run.shard, False)
+
+
+def _stage(run: Run, changes: pl.DataFrame) -> None:
+    """Stage in the order of the key: so an index is quickest to fill."""
+    order = changes["user_id"].arg_sort()
+    parts = (changes[rows] for rows in postgres.slices(order))
+    postgres.stage_parts(run.postgres, "staging", parts, len(changes))
 
 
 if __name__ == "__main__":

@@ -101,16 +101,11 @@ def cut(
 
 @dataclass(frozen=True)
 class CutMart:
-    """A mart cut into shards; each reads as `read` and `read_parts` would give it."""
+    """A mart cut into shards; each reads as `read_parts` would give it."""
 
     shards: parts.Parts
     columns: frozenset[str]
     whole: tuple[int, dt.datetime | None]
-
-    def read(self, index: int) -> Mart:
-        """One shard."""
-        table = self.shards.read(index)
-        return Mart(casts.without_empty_misfits(table), self.columns, *self.whole)
 
     def read_parts(self, index: int) -> Generator[Mart, None, None]:
         """One shard in parts."""

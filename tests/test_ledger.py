@@ -381,14 +381,14 @@ def left_running(*runs: tuple[str, int, int]) -> None:
 
 def interrupt_reading(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Let a walk read so many shards, then stop."""
-    read, reads = warehouse.CutMart.read, iter(range(after))
+    read, reads = warehouse.CutMart.read_parts, iter(range(after))
 
     def interrupted(*arguments: Any) -> Any:
         if next(reads, None) is None:
             raise KeyboardInterrupt
         return read(*arguments)
 
-    monkeypatch.setattr(warehouse.CutMart, "read", interrupted)
+    monkeypatch.setattr(warehouse.CutMart, "read_parts", interrupted)
 
 
 def once(method: Callable[..., None], then: Callable[..., None]) -> Callable[..., None]:
