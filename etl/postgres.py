@@ -9,7 +9,8 @@ import logging
 import time
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -37,8 +38,6 @@ __all__ = [
     "stage",
     "stage_parts",
 ]
-
-_Rows = TypeVar("_Rows", pl.DataFrame, pl.Series)
 
 # Rows of one COPY message: each is buffered whole by the driver, and 65,536 rows of a few
 # columns are some 5 MB.
@@ -95,35 +94,48 @@ def fetch_parts(
 
 def stage(connection: Connection, table: str, frame: pl.DataFrame) -> None:
     """COPY a frame into a temporary table of this session, its columns typed as in the frame."""
-    stage_parts(connection, table, [frame], len(frame))
+    stage_parts(connection, table, slices(frame), len(frame))
 
 
 def stage_parts(
     connection: Connection, table: str, parts: Iterable[pl.DataFrame], rows: int = 0
 ) -> None:
-    """The same for a frame that is made while it is sent.
+    """The same for a frame that comes in parts: while one is sent, the next is made.
 
     Args:
         connection: the session.
         table: a name; a table that bears it already makes way.
-        parts: frames of the same columns, one at least; see `slices`.
+        parts: frames of the same columns, one at least.
         rows: how many there are in all, where that is known.
     """
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
+    made: SimpleQueue[pl.DataFrame | None] = SimpleQueue()
+
+    def taken() -> Iterator[pl.DataFrame]:
+        while (part := made.get()) is not None:
+            yield part
 
     def work(raw: Raw) -> None:
         with raw.cursor() as cursor:
-            cursor.adbc_ingest(table, _batches(parts, rows), mode="create", temporary=True)
+            cursor.adbc_ingest(table, _batches(taken(), rows), mode="create", temporary=True)
 
-    connection.call(work)
-    # Without statistics the planner takes a million staged rows for a thousand.
+    copied = connection.begin(work)
+    try:
+        for part in parts:
+            made.put(part)
+    finally:
+        made.put(None)
+    copied()
+    # Without statistics the planner takes a million staged rows for a thousand. It need not know
+    # much more than how many they are.
+    execute(connection, "SET LOCAL default_statistics_target = 10")
     execute(connection, f'ANALYZE pg_temp."{table}"')
 
 
-def slices(rows: _Rows) -> Iterator[_Rows]:
-    """Cut a frame or a series into what makes a COPY message each; one at least."""
-    for start in range(0, max(len(rows), 1), COPY_ROWS):
-        yield rows.slice(start, COPY_ROWS)
+def slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Cut a frame into parts of the size of a COPY message; one at least."""
+    for start in range(0, max(len(frame), 1), COPY_ROWS):
+        yield frame.slice(start, COPY_ROWS)
 
 
 def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]:
@@ -135,9 +147,8 @@ def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]
     return counts
 
 
-def _batches(parts: Iterable[pl.DataFrame], rows: int) -> pa.RecordBatchReader:
+def _batches(frames: Iterator[pl.DataFrame], rows: int) -> pa.RecordBatchReader:
     """Cut frames into COPY messages, and tell of each."""
-    frames = iter(parts)
     first = next(frames)
 
     def told() -> Iterator[pa.RecordBatch]:

@@ -67,7 +67,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check and reshape; let the guards judge before the first key is sent."""
-    recommendations = run.read(Recommendation, transform)
+    recommendations = list(run.read(Recommendation, transform))
     run.lasts(TTL)
     run.judge()
     batches = (batch for part in recommendations for batch in values(pl.DataFrame(part)))

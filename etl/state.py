@@ -84,24 +84,24 @@ class Run:
 
     def read(
         self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
-    ) -> list[pa.Table]:
-        """Fetch this sync's mart in parts, and return what becomes of the rows in order.
+    ) -> Iterator[pa.Table]:
+        """Fetch this sync's mart part by part, and yield what becomes of each.
 
-        That is, of those which keep the contract. The others are kept in `rejects`; what the
-        guards want to know goes to `figures`.
+        That is, of the rows which keep the contract. The others are kept in `rejects`; what the
+        guards want to know goes to `figures`; both are there when all parts have been read.
 
         Args:
             schema: the contract.
-            reshape: what to make of a part, in which all rows of a user are.
+            reshape: what to make of a part. It has all rows of its users, and the users come in
+                the order of their ids from part to part, though not within one.
 
-        Returns:
+        Yields:
             Frames as `reshape` made them, one at least. As Arrow and copied: columns and strings
             of a Polars frame may be views of the part they come from, and all of the mart would
             stay in memory.
         """
         begun, rows = time.perf_counter(), 0
         found: list[contract.Rejects] = []
-        reshaped = []
         if self.folder is None:
             marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
         else:
@@ -114,11 +114,11 @@ class Run:
                 rows += mart.table.num_rows
                 found.append(rejects)
                 del mart  # so that no more than one part is held at a time
-                reshaped.append(reshape(good).rechunk().to_arrow())
+                reshaped = reshape(good).rechunk().to_arrow()
                 del good
+                yield reshaped
         log.event("mart.read", rows=rows, seconds=_since(begun))
         self._count(rows, contract.together(found))
-        return reshaped
 
     @property
     def _room(self) -> int:
@@ -143,7 +143,7 @@ class Run:
         Returns:
             What waits for it. None where reading costs more than it saves: for one shard alone,
             since the server would have to hash every key, and of a target that has many more
-            rows than the mart.
+            rows than the mart, or none.
         """
         (about,) = postgres.ask(self.postgres, "rows_about", table)
         expected = self.previous.mart_rows if self.previous else UNKNOWN_ROWS
@@ -151,7 +151,7 @@ class Run:
             return None
         query = f"{self.sync}_known"
         if self.folder is None:
-            return postgres.fetch(self.postgres, query)
+            return postgres.fetch(self.postgres, query) if about["bytes"] else None
         if self.cut_known is None:
             folder = self.folder / "known"
             self.cut_known = postgres.fetch_parts(self.postgres, query, self.shard[1], folder)

@@ -19,9 +19,7 @@ from etl.options import Options, SyncResult
 from etl.run import Run, execute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pyarrow as pa
+    from collections.abc import Iterable
 
 
 class UserSegment(dy.Schema):
@@ -70,9 +68,16 @@ def load(run: Run) -> None:
     """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
     # The mirror wants to see everybody who is in the mart.
     known = None if run.options.delete_missing else run.known("crm.user_segments")
-    changes = _changes(run.read(UserSegment, transform), known)
-    del known  # with what it has read
-    merged = _merge(run, changes)
+    # In the order of the key, in which its index is quickest to fill.
+    segments = run.read(UserSegment, lambda mart: transform(mart).sort("user_id"))
+    changes: Iterable[pl.DataFrame]
+    if known:
+        read, target = list(segments), known()
+        changes = (different(pl.DataFrame(part), target) for part in read)
+    else:
+        changes = map(pl.DataFrame, segments)
+    postgres.stage_parts(run.postgres, "staging", changes)
+    merged = _merge(run)
     accepted = run.counts["extracted"] - run.counts["rejected"]
     run.count({**merged, "unchanged": accepted - merged["inserted"] - merged["updated"]})
     if run.options.delete_missing:
@@ -129,33 +134,16 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     return segments.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(unchanged.implode()))
 
 
-def _changes(segments: list[pa.Table], known: Callable[[], pl.DataFrame] | None) -> pl.DataFrame:
-    """What need be staged, once the warehouse is closed and what is `known` has come."""
-    parts = map(pl.DataFrame, segments)
-    if known is None:
-        return pl.concat(parts)
-    target = known()
-    return pl.concat(different(part, target) for part in parts)
-
-
-def _merge(run: Run, changes: pl.DataFrame) -> dict[str, int]:
+def _merge(run: Run) -> dict[str, int]:
+    postgres.execute(run.postgres, "SAVEPOINT staged")
     try:
-        _stage(run, changes)
         return postgres.merge(run.postgres, "user_segments", *run.shard, True)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
     # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
-    run.postgres.rollback()
-    _stage(run, changes)
+    postgres.execute(run.postgres, "ROLLBACK TO SAVEPOINT staged")
     return postgres.merge(run.postgres, "user_segments", *run.shard, False)
-
-
-def _stage(run: Run, changes: pl.DataFrame) -> None:
-    """Stage in the order of the key: so an index is quickest to fill."""
-    order = changes["user_id"].arg_sort()
-    parts = (changes[rows] for rows in postgres.slices(order))
-    postgres.stage_parts(run.postgres, "staging", parts, len(changes))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-from duckdb import ColumnExpression, ConstantExpression, FunctionExpression
+from duckdb import ColumnExpression, ConstantExpression
 
 from etl import casts, duckdb_file, parts, queries
 from etl.errors import SyncError, UsageError
@@ -75,10 +76,11 @@ def read(
 def read_parts(
     name: str, contract: type[dy.Schema], settings: Settings, shard: tuple[int, int] = (0, 1)
 ) -> Generator[Mart, None, None]:
-    """Read the same in parts, one at a time, with all rows of a user in one of them.
+    """Read the same in parts, one at a time, in the order of the user ids (as bytes).
 
-    So that a reader need not hold all rows of a large mart. A view comes whole: to ask it for
-    each part would be to compute it as often.
+    So that a reader need not hold all rows of a large mart. All rows of a user are in one part,
+    where they have no order. A view comes whole: to ask it for each part would be to compute it
+    as often.
     """
     with _opened(name, contract, settings) as rows:
         yield from _parts(rows.shard(*shard))
@@ -185,16 +187,34 @@ def _typed(
 
 
 def _parts(rows: _Rows) -> Iterator[Mart]:
-    of = max(1, -(-rows.size // _PART_ROWS))
-    if of == 1:
+    bounds = _bounds(rows)
+    if not bounds:
         yield _mart(rows)
         return
     whole = rows.whole or _whole(rows.relation)
-    for index in range(of):
-        key = (ColumnExpression("user_id"), ConstantExpression(index), ConstantExpression(of))
-        part = rows.relation.filter(FunctionExpression("in_part", *key))
+    for part in _ranges(bounds):
         # Not held here while the next one is read.
-        yield _mart(replace(rows, relation=part, whole=whole))
+        yield _mart(replace(rows, relation=rows.relation.filter(part), whole=whole))
+
+
+def _bounds(rows: _Rows) -> list[str]:
+    """User ids that part the rows about evenly; none where there are few."""
+    of = -(-rows.size // _PART_ROWS)
+    if of < 2:
+        return []
+    key = ColumnExpression("user_id")
+    users = rows.relation.filter(key.isnotnull()).select(key)
+    sample = users.query("users", queries.load("warehouse", "sample")).fetchall()
+    keys = sorted(user_id for (user_id,) in sample)
+    return [keys[len(keys) * part // of] for part in range(1, of)] if keys else []
+
+
+def _ranges(bounds: list[str]) -> Iterator[duckdb.Expression]:
+    key, values = ColumnExpression("user_id"), list(map(ConstantExpression, bounds))
+    yield key.isnull() | (key < values[0])
+    for low, high in pairwise(values):
+        yield (key >= low) & (key < high)
+    yield key >= values[-1]
 
 
 def _mart(rows: _Rows) -> Mart:

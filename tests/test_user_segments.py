@@ -15,7 +15,7 @@ from destinations import execute
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl import postgres, user_segments
+from etl import postgres, user_segments, warehouse
 from etl.postgres import Connection
 from etl.settings import Settings
 
@@ -111,6 +111,24 @@ def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_oth
         ("a", "high_value", None),
         ("b", "regular", "new_user"),
     ]
+
+
+def test_a_mart_read_in_parts_comes_to_the_same(
+    mart: Callable[..., None], select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 100)
+    rows = "SELECT user_id, total_searches FROM crm.user_segments ORDER BY user_id"
+    many = "INSERT INTO mart_user_segments BY NAME SELECT * REPLACE (user_id || n AS user_id)"
+    mart(segments("('a', 'regular', 1, 0, 0)"), f"{many} FROM mart_user_segments, range(999) r(n)")
+    first = user_segments.sync()
+    inserted = select(rows)
+    mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")
+    second = user_segments.sync()
+
+    assert (first["inserted"], second["updated"], second["unchanged"]) == (1_000, 2, 998)
+    assert len(inserted) == 1_000
+    changed = [row["user_id"] for row in select(rows) if row["total_searches"] == 2]
+    assert changed == ["a", "a5"]
 
 
 ROW = st.tuples(

@@ -524,6 +524,40 @@ def test_shards_part_the_mart_and_know_the_whole(
 
 
 @pytest.fixture
+def test_parts_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Keys of all sorts, each twice, and rows without one.
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "UPDATE mart_user_segments SET user_id = NULL",
+        "INSERT INTO mart_user_segments BY NAME SELECT * REPLACE ("
+        " CASE n % 3 WHEN 0 THEN 'u' || n WHEN 1 THEN chr(n + 32) ELSE 'ä' || chr(128512 + n) END"
+        " AS user_id) FROM mart_user_segments, range(1000) AS r(n), range(2)",
+    )
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 300)
+
+    parts = list(warehouse.read_parts("user_segments", UserSegment, Settings.from_environment()))
+
+    keys = [set(part.table["user_id"].to_pylist()) - {None} for part in parts]
+    assert len(keys) == 7
+    assert all(50 < len(each) < 300 for each in keys)
+    assert sum(map(len, keys)) == len(set.union(*keys)) == 1_000
+    ordered = sorted(key.encode() for key in set.union(*keys))
+    assert [key.encode() for each in keys for key in sorted(each)] == ordered
+    assert sum(part.table.num_rows for part in parts) == 2_001
+    assert {part.rows for part in parts} == {2_001}
+
+
+def test_a_mart_without_any_key_is_read_whole(mart: Mart, monkeypatch: pytest.MonkeyPatch) -> None:
+    mart(segments("(NULL, 'regular', 1, 0, 0), (NULL, 'regular', 2, 0, 0)"))
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
+
+    (part,) = warehouse.read_parts("user_segments", UserSegment, Settings.from_environment())
+
+    assert part.table.num_rows == 2
+
+
 def own_query(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Path]:

@@ -1,5 +1,9 @@
--- About how many rows the table $1 has, with all its partitions, by the planner's statistics.
-SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint AS rows
-FROM pg_partition_tree($1::regclass) AS p
-JOIN pg_class AS c ON c.oid = p.relid
-WHERE p.isleaf
+-- About how many rows the table $1 has, with all its partitions, by the planner's statistics, and
+-- in how many bytes: 0 of these where nothing was ever in it.
+SELECT
+    coalesce(sum(greatest(reltuples, 0)), 0)::bigint AS rows,
+    coalesce(sum(pg_relation_size(oid)), 0)::bigint AS bytes
+FROM pg_class
+WHERE
+    relkind = 'r'
+    AND (oid = $1::regclass OR oid IN (SELECT relid FROM pg_partition_tree($1::regclass)))

@@ -29,8 +29,8 @@ added AS (
     SELECT
         user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
     FROM changes
+    -- In the order of the staging table, which is that of the key.
     WHERE is_new AND $3::boolean
-    ORDER BY user_id
 ),
 
 written AS (

@@ -41,6 +41,3 @@ END;
 -- sql/postgres/user_segments_mirror.sql). One without a key is in shard 0, so that some shard
 -- rejects it.
 CREATE TEMP MACRO shard_of(key, n) AS coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0);
-
--- Part i of n, by a hash that is quick to compute and is not kept.
-CREATE TEMP MACRO in_part(key, i, n) AS hash(key) % n = i;
