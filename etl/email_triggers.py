@@ -57,6 +57,9 @@ PAYLOAD_VERSION = 1
 # The one episode of a user, for ever, where the mart has no visit columns: never old news.
 EVER = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 
+# A hash table may take twice this: 500,000 triggers with their payloads.
+_WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
+
 # How many mails wait is what the planner's statistics of the queue know least of.
 _NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
 
@@ -106,6 +109,7 @@ def load(run: Run) -> None:
     mart = _with_lasting_episodes(run, pl.concat(map(pl.DataFrame, read)))
     # Made while they are sent: all their payloads together would be larger than the mart.
     triggers = (transform(part, run.as_of) for part in postgres.slices(mart))
+    postgres.execute(run.postgres, _WORK_MEMORY)
     postgres.stage(run.postgres, "rules", _rules())
     postgres.stage_parts(run.postgres, "triggers", triggers)
     _decide(run, "candidates", run.settings.email_min_gap_hours)

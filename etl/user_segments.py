@@ -135,14 +135,14 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
 
 
 def _merge(run: Run) -> dict[str, int]:
-    postgres.execute(run.postgres, "SAVEPOINT staged")
+    run.postgres.commit()  # only what is staged: it is to outlive a merge that fails
     try:
         return postgres.merge(run.postgres, "user_segments", *run.shard, True)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
     # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
-    postgres.execute(run.postgres, "ROLLBACK TO SAVEPOINT staged")
+    run.postgres.rollback()
     return postgres.merge(run.postgres, "user_segments", *run.shard, False)
 
 

@@ -204,8 +204,8 @@ def _bounds(rows: _Rows) -> list[str]:
         return []
     key = ColumnExpression("user_id")
     users = rows.relation.filter(key.isnotnull()).select(key)
-    sample = users.query("users", queries.load("warehouse", "sample")).fetchall()
-    keys = sorted(user_id for (user_id,) in sample)
+    sample = users.query("users", queries.load("warehouse", "sample"))
+    keys = sorted(user_id for (user_id,) in sample.fetchall()) if sample else []
     return [keys[len(keys) * part // of] for part in range(1, of)] if keys else []
 
 

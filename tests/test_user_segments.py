@@ -118,8 +118,12 @@ def test_a_mart_read_in_parts_comes_to_the_same(
 ) -> None:
     monkeypatch.setattr(warehouse, "_PART_ROWS", 100)
     rows = "SELECT user_id, total_searches FROM crm.user_segments ORDER BY user_id"
-    many = "INSERT INTO mart_user_segments BY NAME SELECT * REPLACE (user_id || n AS user_id)"
-    mart(segments("('a', 'regular', 1, 0, 0)"), f"{many} FROM mart_user_segments, range(999) r(n)")
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(999) AS r(n)",
+    )
     first = user_segments.sync()
     inserted = select(rows)
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")

@@ -5,8 +5,6 @@ SELECT
     set_config('timezone', 'UTC', false),
     set_config('statement_timeout', $1, false),
     set_config('lock_timeout', $2, false),
-    -- Some hundred thousand rows to sort or hash; a hash table may take twice this.
-    set_config('work_mem', '64MB', false),
     -- A killed client's locks are gone within a second, not when its statement ends; those of one
     -- behind a cut network within half a minute.
     set_config('client_connection_check_interval', '1s', false),
