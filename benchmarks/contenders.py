@@ -77,6 +77,12 @@ def postgres(folder: Path, uri: str, users: int, others: Collection[str]) -> lis
             script("dlt_postgres.py", "dlt_skip", "--skip-unchanged"),
             folder,
         ),
+        Contender(
+            "dlt with a key",
+            "dlt_key.user_segments",
+            script("dlt_postgres.py", "dlt_key", "--key"),
+            folder,
+        ),
         Contender("drt", "bench.drt", drt, folder / "drt", DRT_SHARE),
     ]
     return [each for each in known if each.name.startswith(("searchflow", *others))]

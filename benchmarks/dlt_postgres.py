@@ -1,7 +1,7 @@
 """dlt for Postgres: merge with the strategy upsert, Arrow batches over parquet and ADBC.
 
 As dlt's page "Fast loading with Arrow tables and parquet" has it, in the current folder.
-usage: dlt_postgres.py URI WAREHOUSE DATASET [--skip-unchanged]
+usage: dlt_postgres.py URI WAREHOUSE DATASET [--skip-unchanged] [--key]
 """
 
 import sys
@@ -15,6 +15,8 @@ ROWS = 50_000  # of one Arrow batch: what dlt's own SQL source takes at a time
 
 @dlt.resource(
     primary_key="user_id",
+    # What makes dlt create an index; its primary_key makes none.
+    columns={"user_id": {"unique": True}} if "--key" in flags else None,
     write_disposition={
         "disposition": "merge",
         "strategy": "upsert",

@@ -532,7 +532,8 @@ def test_parts_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
         "UPDATE mart_user_segments SET user_id = NULL",
         "INSERT INTO mart_user_segments BY NAME SELECT * EXCLUDE (n, range) REPLACE ("
         " CASE n % 3 WHEN 0 THEN 'u' || n WHEN 1 THEN chr(n::INT + 32)"
-        " ELSE chr(128512 + n::INT) END AS user_id) FROM mart_user_segments, range(1000) AS r(n), range(2)",
+        " ELSE chr(128512 + n::INT) END AS user_id)"
+        " FROM mart_user_segments, range(1000) AS r(n), range(2)",
     )
     monkeypatch.setattr(warehouse, "_PART_ROWS", 300)
 
