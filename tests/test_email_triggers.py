@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from polars.testing import assert_frame_equal
 
-from etl import email_triggers, postgres
+from etl import email_triggers, postgres, warehouse
 from etl.email_triggers import EVER, RULES, Rule, transform
 
 if TYPE_CHECKING:
@@ -114,6 +114,29 @@ def test_a_mart_without_visits_has_one_episode_for_ever(
         "SELECT DISTINCT episode_at, payload->>'last_seen_at' AS seen FROM crm.email_queue"
     ) == [{"episode_at": EVER, "seen": None}]
     assert len(warnings) == 1
+
+
+def test_a_mart_read_in_parts_queues_the_same(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 5)
+    monkeypatch.setattr(postgres, "COPY_ROWS", 3)
+    mart(audience(*(user(f"u{n:02}", "at_risk") for n in range(20))))
+    first = email_triggers.sync()
+    mart(
+        "UPDATE mart_user_segments SET segment = 'regular' WHERE user_id = 'u03'",
+        "DELETE FROM mart_user_segments WHERE user_id = 'u07'",
+    )
+    second = email_triggers.sync()
+
+    assert counts(first) == {"inserted": 20}
+    assert counts(second) == {"unchanged": 18, "cancelled": 2}
+    assert select(
+        "SELECT user_id, reason FROM crm.email_queue WHERE status = 'cancelled' ORDER BY 1"
+    ) == [
+        {"user_id": "u03", "reason": "left_segment"},
+        {"user_id": "u07", "reason": "left_mart"},
+    ]
 
 
 # Rule 2: old news

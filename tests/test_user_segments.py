@@ -135,6 +135,35 @@ def test_a_mart_read_in_parts_comes_to_the_same(
     assert changed == ["a", "a5"]
 
 
+def test_the_target_is_read_back_only_where_that_pays(
+    mart: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, reads = postgres.fetch, []
+
+    def noted(*arguments: Any) -> Any:
+        reads.append(arguments)
+        return fetch(*arguments)
+
+    def reads_of_a_run(**options: Any) -> int:
+        reads.clear()
+        assert user_segments.sync(**options)["status"] == "ok"
+        return len(reads)
+
+    monkeypatch.setattr(postgres, "fetch", noted)
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+
+    assert reads_of_a_run() == 0  # nothing is there
+    assert reads_of_a_run() == 1
+    assert reads_of_a_run(delete_missing=True) == 0  # the mirror wants to see everybody
+    assert reads_of_a_run(shard=(0, 2)) == 0  # the server would have to hash every key
+    execute(
+        "INSERT INTO crm.user_segments SELECT 'old' || n, 'regular', 1, 0, 0"
+        " FROM generate_series(1, 10) AS n",
+        "ANALYZE crm.user_segments",
+    )
+    assert reads_of_a_run() == 0  # most of it left the mart long ago
+
+
 ROW = st.tuples(
     st.sampled_from(["a", "b", "ä", "a b"]),
     st.sampled_from(["x", "y"]),
