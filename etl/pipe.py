@@ -69,7 +69,7 @@ class Pipe:
     def _fastest(self) -> str:
         """MSETEX where the server knows it and the user may, which to set no keys tells."""
         try:
-            self._client.execute_command("MSETEX", 0, "", "")
+            self._client.execute_command("MSETEX", "0", "", "")
         except redis.ResponseError as refusal:
             return "MSETEX" if "numkeys" in str(refusal) else "SET"
         return "SET"
@@ -95,11 +95,15 @@ class Pipe:
         return outcome
 
     def _packed(self, batch: Batch) -> bytes:
+        # No int among the arguments: Python answers signals while it makes text of one, and
+        # hiredis 3.5 crashes on the exception.
+        ttl = str(self._ttl)
         if self.command == "MSETEX":
             pairs = chain.from_iterable(batch)
-            packed: bytes = hiredis.pack_command(("MSETEX", len(batch), *pairs, "EX", self._ttl))
+            command = ("MSETEX", str(len(batch)), *pairs, "EX", ttl)
+            packed: bytes = hiredis.pack_command(command)
             return packed
-        return b"".join(hiredis.pack_command(("SET", *pair, "EX", self._ttl)) for pair in batch)
+        return b"".join(hiredis.pack_command(("SET", *pair, "EX", ttl)) for pair in batch)
 
     def _outcome(self, keys: int) -> tuple[int, Exception | None]:
         """How many keys of the oldest batch are written, and the first error."""

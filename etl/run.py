@@ -172,11 +172,14 @@ def _fail(run: Run, status: str, error: str) -> None:
     log.event("sync.finished", logging.ERROR, status=status, error=error)
     if run.connection is not None:
         run.connection.undo()
-        if run.connection.stuck and status == "cancelled":
-            return
-    if run.in_ledger:
+    if not run.in_ledger:
+        return
+    stopping = status == "cancelled"
+    if not (stopping and run.connection is not None and run.connection.stuck):
         recorded = in_thread(partial(_record_apart, run, status, error))
-        wait([recorded], timeout=STOP_SECONDS if status == "cancelled" else None)
+        if wait([recorded], timeout=STOP_SECONDS if stopping else None).done:
+            return
+    log.warning("ledger.unreachable", reason="no answer in time; the run stays `running` there")
 
 
 def _record_apart(run: Run, status: str, error: str) -> None:
