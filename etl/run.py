@@ -215,6 +215,8 @@ def _unlock(run: Run) -> None:
 
 
 def _close(run: Run) -> None:
+    if run.marts is not None:  # stopped between two parts
+        run.marts.close()
     if run.connection is not None:
         run.connection.close()
         run.connection = None

@@ -19,7 +19,7 @@ from etl.options import Options, Outcome, SyncResult, counted
 from etl.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     import dataframely as dy
     import pyarrow as pa
@@ -59,6 +59,9 @@ class Run:
     folder: Path | None = None
     cut_mart: warehouse.CutMart | None = None
     cut_known: Callable[[], Parts] | None = None
+
+    # the mart that is being read, whose file is open meanwhile
+    marts: Generator[warehouse.Mart, None, None] | None = None
 
     # of the shard at hand
     shard: tuple[int, int] = (0, 1)
@@ -103,11 +106,11 @@ class Run:
         begun, rows = time.perf_counter(), 0
         found: list[contract.Rejects] = []
         if self.folder is None:
-            marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
+            self.marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
         else:
-            marts = self._cut_mart(schema).read_parts(self.shard[0])
-        with contextlib.closing(marts):
-            for mart in marts:
+            self.marts = self._cut_mart(schema).read_parts(self.shard[0])
+        with contextlib.closing(self.marts):
+            for mart in self.marts:
                 self._note(mart)
                 room = max(self._room - sum(len(rejects.rows) for rejects in found), 0)
                 good, rejects = contract.accept(schema, mart.table, room)

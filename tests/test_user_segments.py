@@ -126,11 +126,15 @@ def test_a_mart_read_in_parts_comes_to_the_same(
     )
     first = user_segments.sync()
     inserted = select(rows)
+    loaded = [
+        row["user_id"] for row in select("SELECT user_id FROM crm.user_segments ORDER BY ctid")
+    ]
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")
     second = user_segments.sync()
 
     assert (first["inserted"], second["updated"], second["unchanged"]) == (1_000, 2, 998)
     assert len(inserted) == 1_000
+    assert loaded == [row["user_id"] for row in inserted]  # in the order of the key's index
     changed = [row["user_id"] for row in select(rows) if row["total_searches"] == 2]
     assert changed == ["a", "a5"]
 

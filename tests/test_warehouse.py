@@ -209,6 +209,24 @@ def test_dbt_can_write_as_soon_as_the_read_is_over(
         pass
 
 
+def test_a_run_that_is_stopped_between_two_parts_lets_go_of_the_file(
+    mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: Any, __: str, parts: Iterator[Any]) -> None:
+        next(parts)
+        raise KeyboardInterrupt
+
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
+    monkeypatch.setattr(postgres, "stage_parts", stopped)
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # traceback, frames and all
+        user_segments.sync()
+
+    with writer(environment):
+        assert kept.tb
+
+
 # The mart
 
 
