@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import chain
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -102,6 +103,9 @@ def stage_parts(
 ) -> None:
     """The same for a frame that comes in parts: while one is sent, the next is made.
 
+    They are made as fast as can be, for the warehouse's file may be open meanwhile; what the
+    server has not taken yet waits in memory.
+
     Args:
         connection: the session.
         table: a name; a table that bears it already makes way.
@@ -119,10 +123,15 @@ def stage_parts(
         with raw.cursor() as cursor:
             cursor.adbc_ingest(table, _batches(taken(), rows), mode="create", temporary=True)
 
-    copied = connection.begin(work)
     try:
+        copied = connection.begin(work)
         for part in parts:
             made.put(part)
+    except BaseException:
+        with suppress(Empty):  # what was not sent need not be
+            while True:
+                made.get_nowait()
+        raise
     finally:
         made.put(None)
     copied()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PHASES = {
     "sync.started": "reading the mart",
     "lock.waiting": "waiting for another run",
-    "mart.read": "checking",
+    "mart.read": "loading",
     "rows.copied": "copying",
     "merge.started": "merging",
     "merge.done": "finishing",

@@ -102,7 +102,10 @@ def _attempt(run: Run, load: Callable[[Run], None]) -> None:
         for shard in run.options.walk[run.done :]:
             if not _is_committed(run):
                 _start(run, shard)
-                load(run)
+                try:
+                    load(run)
+                finally:
+                    run.let_go_of_the_mart()
                 run.judge()
                 _finish(run)
             _add_up(run)
@@ -179,7 +182,7 @@ def _fail(run: Run, status: str, error: str) -> None:
         recorded = in_thread(partial(_record_apart, run, status, error))
         if wait([recorded], timeout=STOP_SECONDS if stopping else None).done:
             return
-    log.warning("ledger.unreachable", reason="no answer in time; the run stays `running` there")
+    log.warning("ledger.unreachable", reason="no answer in time; its end may not be recorded")
 
 
 def _record_apart(run: Run, status: str, error: str) -> None:
@@ -215,8 +218,6 @@ def _unlock(run: Run) -> None:
 
 
 def _close(run: Run) -> None:
-    if run.marts is not None:  # stopped between two parts
-        run.marts.close()
     if run.connection is not None:
         run.connection.close()
         run.connection = None

@@ -120,8 +120,14 @@ class Run:
                 reshaped = reshape(good).rechunk().to_arrow()
                 del good
                 yield reshaped
+                del reshaped
         log.event("mart.read", rows=rows, seconds=_since(begun))
         self._count(rows, contract.together(found))
+
+    def let_go_of_the_mart(self) -> None:
+        """Close the warehouse's file, should a stop have come between two parts."""
+        if self.marts is not None:
+            self.marts.close()
 
     @property
     def _room(self) -> int:

@@ -49,6 +49,7 @@ class Mart:
 class _Query:
     sql: str
     origin: str  # the name under which errors speak of it
+    is_own: bool = False  # of ETL_SQL_DIR
 
 
 def read(
@@ -79,8 +80,8 @@ def read_parts(
     """Read the same in parts, one at a time, in the order of the user ids (as bytes).
 
     So that a reader need not hold all rows of a large mart. All rows of a user are in one part,
-    where they have no order. A view comes whole: to ask it for each part would be to compute it
-    as often.
+    where they have no order. A view and a query of ETL_SQL_DIR come whole: to ask them for each
+    part would be to compute them as often, and they might answer differently.
     """
     with _opened(name, contract, settings) as rows:
         yield from _parts(rows.shard(*shard))
@@ -123,7 +124,7 @@ class _Rows:
     connection: duckdb.DuckDBPyConnection
     relation: duckdb.DuckDBPyRelation
     columns: frozenset[str]
-    size: int  # about how many there are; 0 for a view
+    size: int  # about how many there are; 0: to be read whole
     whole: tuple[int, dt.datetime | None] | None = None  # where these are a part of the mart
 
     def shard(self, index: int, of: int) -> _Rows:
@@ -156,7 +157,7 @@ def _query(name: str, settings: Settings) -> _Query:
             raise UsageError(f"settings: ETL_SQL_DIR: {folder} is not a folder")
         own = folder / f"{name}.sql"
         if own.is_file():
-            return _Query(_text(own), str(own))
+            return _Query(_text(own), str(own), is_own=True)
     return _Query(queries.load("warehouse", name), f"sql/warehouse/{name}.sql")
 
 
@@ -183,6 +184,7 @@ def _typed(
             f"{query.origin}: does not end in a SELECT; write one that returns the rows"
         )
     casts.check(rows, contract, query.origin)
+    size = 0 if query.is_own else size
     return _Rows(connection, casts.typed(rows, contract), frozenset(columns), size)
 
 

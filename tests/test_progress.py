@@ -46,7 +46,7 @@ def test_the_line_has_phase_rows_and_rate() -> None:
         return line.text()
 
     assert tell("sync.started", sync="email_triggers") == "email_triggers  reading the mart  0 s"
-    assert tell("mart.read", rows=1_000_000) == "email_triggers  checking  1,000,000 rows  0 s"
+    assert tell("mart.read", rows=1_000_000) == "email_triggers  loading  1,000,000 rows  0 s"
     assert tell("rows.copied", rows=65_536, of=1_000_000).startswith(
         "email_triggers  copying  65,536 of 1,000,000 rows  "
     )

@@ -567,6 +567,38 @@ def test_parts_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
     assert {part.rows for part in parts} == {2_001}
 
 
+def test_a_collation_of_the_key_neither_doubles_nor_loses_users(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "ALTER TABLE mart_user_segments ALTER user_id TYPE VARCHAR COLLATE NOCASE",
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE ((CASE n % 2 WHEN 0 THEN 'k' ELSE 'K' END || n) AS user_id)"
+        " FROM mart_user_segments, range(399) AS r(n)",
+    )
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 50)
+
+    result = user_segments.sync()
+
+    assert (result["extracted"], result["rejected"], result["inserted"]) == (400, 0, 400)
+
+
+def test_a_query_of_ones_own_is_asked_once(
+    mart: Mart, own_query: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    own_query(
+        "SELECT user_id, segment, 1 AS total_searches, 1 AS total_conversions,"
+        " 1 AS lifetime_value, segmented_at AS built_at FROM mart_user_segments"
+    )
+    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
+
+    parts = list(warehouse.read_parts("user_segments", UserSegment, Settings.from_environment()))
+
+    assert [part.table.num_rows for part in parts] == [2]
+
+
 def test_a_mart_without_any_key_is_read_whole(mart: Mart, monkeypatch: pytest.MonkeyPatch) -> None:
     mart(segments("(NULL, 'regular', 1, 0, 0), (NULL, 'regular', 2, 0, 0)"))
     monkeypatch.setattr(warehouse, "_PART_ROWS", 1)

@@ -29,7 +29,8 @@ added AS (
     SELECT
         user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
     FROM changes
-    -- In the order of the staging table, which is that of the key.
+    -- On a first load in the order of the staging table, which is that of the key. Should two
+    -- writers add the same users in another order and deadlock, the run is tried again.
     WHERE is_new AND $3::boolean
 ),
 
@@ -42,7 +43,7 @@ written AS (
         user_id, segment, total_searches, total_conversions, lifetime_value, now(), now()
     FROM changes
     WHERE NOT (is_new AND $3::boolean)
-    -- One order for every writer: two that meet wait for each other and never deadlock.
+    -- One order for all that update: two that meet wait for each other and never deadlock.
     ORDER BY user_id
     ON CONFLICT (user_id) DO UPDATE SET
         segment = excluded.segment,

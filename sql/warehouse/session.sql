@@ -4,7 +4,8 @@ SET TimeZone = 'UTC';
 -- How a mart's values become the contract's types, whatever width dbt gave them. NULL where a
 -- value does not fit: the contract then rejects the row and shows the value as it was.
 
-CREATE TEMP MACRO as_text(x) AS CAST(x AS VARCHAR);
+-- Compared as bytes, whatever collation the mart's column has: keys that differ are different users.
+CREATE TEMP MACRO as_text(x) AS CAST(x AS VARCHAR) COLLATE POSIX;
 
 -- A count, from an integer: more than a bigint holds does not fit.
 CREATE TEMP MACRO as_count(x) AS TRY_CAST(x AS BIGINT);
