@@ -135,6 +135,7 @@ def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
 
 
 def _merge(run: Run) -> dict[str, int]:
+    """Merge what is staged: new users by a plain INSERT, if that goes through."""
     run.postgres.commit()  # only what is staged: it is to outlive a merge that fails
     try:
         return postgres.merge(run.postgres, "user_segments", *run.shard, True)

@@ -8,7 +8,6 @@ cannot write.
 from __future__ import annotations
 
 import datetime as dt
-import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression
 
-from etl import casts, duckdb_file, parts, queries
-from etl.errors import SyncError, UsageError
+from etl import casts, duckdb_file, marts, parts, queries
+from etl.errors import SyncError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -43,13 +42,6 @@ class Mart:
     columns: frozenset[str]  # the mart's own; empty when the query reads several tables
     rows: int
     built_at: dt.datetime | None
-
-
-@dataclass(frozen=True)
-class _Query:
-    sql: str
-    origin: str  # the name under which errors speak of it
-    is_own: bool = False  # of ETL_SQL_DIR
 
 
 def read(
@@ -137,7 +129,7 @@ class _Rows:
 @contextmanager
 def _opened(name: str, contract: type[dy.Schema], settings: Settings) -> Iterator[_Rows]:
     path = Path(settings.duckdb_path)
-    query = _query(name, settings)
+    query = marts.query_of(name, settings)
     with (
         tempfile.TemporaryDirectory(prefix="etl-duckdb-") as spill,
         duckdb_file.opened(path, spill, settings.warehouse_wait) as connection,
@@ -150,34 +142,16 @@ def _opened(name: str, contract: type[dy.Schema], settings: Settings) -> Iterato
             ) from error
 
 
-def _query(name: str, settings: Settings) -> _Query:
-    if settings.etl_sql_dir:
-        folder = Path(settings.etl_sql_dir)
-        if not folder.is_dir():
-            raise UsageError(f"settings: ETL_SQL_DIR: {folder} is not a folder")
-        own = folder / f"{name}.sql"
-        if own.is_file():
-            return _Query(_text(own), str(own), is_own=True)
-    return _Query(queries.load("warehouse", name), f"sql/warehouse/{name}.sql")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise SyncError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
-
-
 def _typed(
     connection: duckdb.DuckDBPyConnection,
-    query: _Query,
+    query: marts.Query,
     contract: type[dy.Schema],
     mart_schema: str | None,
 ) -> _Rows:
     connection.execute(queries.load("warehouse", "session"))
-    columns, size = _find_marts(connection, query, mart_schema)
+    columns, size = marts.find(connection, query, mart_schema)
     if columns:
-        _check_names(columns, query)
+        marts.check_names(columns, query)
     rows = connection.sql(query.sql)
     if rows is None:
         raise SyncError(
@@ -223,68 +197,6 @@ def _mart(rows: _Rows) -> Mart:
     table = rows.relation.to_arrow_table()
     whole = rows.whole or (table.num_rows, _latest(table))
     return Mart(casts.without_empty_misfits(table), rows.columns, *whole)
-
-
-def _find_marts(
-    connection: duckdb.DuckDBPyConnection, query: _Query, mart_schema: str | None
-) -> tuple[list[str], int]:
-    """Point bare table names at the schemas that hold them.
-
-    Returns the columns of the mart and about how many rows it has; none and 0 where the query
-    reads several tables, 0 for a view.
-    """
-    marts = connection.execute(queries.load("warehouse", "marts"), [query.sql]).fetchall()
-    names, search = [], []
-    for catalog, schema, mart, schemas in marts:
-        found = schema or _choose(mart, schemas, query.origin, mart_schema)
-        names.append(".".join(_quoted(part) for part in (catalog, found, mart) if part))
-        if not schema:
-            search.append(_quoted(found))
-    if search:
-        connection.execute("SET search_path = $1", [",".join(dict.fromkeys(search))])
-    if len(names) != 1:
-        return [], 0
-    (size,) = connection.execute(queries.load("warehouse", "size"), [found, mart]).fetchall()[0]
-    return connection.table(names[0]).columns, size
-
-
-def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> str:
-    """The one schema that holds the mart, or the wanted one."""
-    found = [schema for schema in schemas if not wanted or schema.lower() == wanted.lower()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        problem = f"is in several schemas: {', '.join(found)}; set MART_SCHEMA to the right one"
-    elif schemas:
-        problem = f"is not in schema {wanted} but in {', '.join(schemas)}; correct MART_SCHEMA"
-    else:
-        problem = "is in no schema of the warehouse; run dbt, or correct DUCKDB_PATH"
-    raise SyncError(f"{mart} ({origin}) {problem}")
-
-
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
-
-
-def _check_names(columns: list[str], query: _Query) -> None:
-    """Each COLUMNS('^(a|b)$') of the query must match exactly one column of the mart."""
-    missing, doubled = [], []
-    code = re.sub(r"--.*", "", query.sql)
-    for pattern in re.findall(r"COLUMNS\('\^\((.+?)\)\$'\)", code, re.IGNORECASE):
-        names = pattern.split("|")
-        present = [column for column in columns if column in names]
-        if not present:
-            missing.append(" or ".join(names))
-        elif len(present) > 1:
-            doubled.append(" and ".join(present))
-    problems = [f"has no column {name}" for name in missing]
-    problems += [f"has both {names}, of which one must go" for names in doubled]
-    if problems:
-        raise SyncError(
-            f"the mart {'; it '.join(problems)}; it has {', '.join(columns)};"
-            f" map the names in {query.origin}"
-        )
 
 
 def _whole(typed: duckdb.DuckDBPyRelation) -> tuple[int, dt.datetime | None]:
