@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import ROOT
+from needs import needs
 
 from demo.embedded import valkey
 from etl.settings import Settings
@@ -177,14 +176,9 @@ def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tool(name: str) -> str:
-    """Find a program of the group `images`: beside our Python, or anywhere."""
-    found = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed; its wheel is for Linux on x86-64")
-    return found
+def tool(name: str) -> Path:
+    """Find a program of the group `images`, whose wheels are for Linux on x86-64."""
+    return needs(name, "make setup")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import command, results, segments
+from needs import needs
 from tls import Certificates, certificates, tls_proxy
 
 from demo.embedded.server import Server, free_port, hand_over, run
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 Mart = Callable[..., None]
 Given = dict[str, str]
 
-# Debian and its kin keep the programs of each version here; theirs can do TLS.
-DEBIANS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-
 
 @pytest.fixture(scope="module")
 def papers() -> Iterator[Certificates]:
@@ -42,9 +40,7 @@ def papers() -> Iterator[Certificates]:
 @pytest.fixture(scope="module")
 def debian(papers: Certificates, servers: Servers) -> Iterator[Server]:
     """Debian's own Postgres, which lets nobody in without TLS."""
-    if not DEBIANS:
-        pytest.skip("no Postgres with TLS under /usr/lib/postgresql: apt-get install postgresql")
-    server = _debian(papers, servers, DEBIANS[-1])
+    server = _debian(papers, servers, needs("postgres", "apt-get install postgresql"))
     server.start()
     yield server
     server.stop()
