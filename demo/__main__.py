@@ -55,7 +55,8 @@ def _stop(number: int, _: object) -> NoReturn:
 
 def _demo(servers: Servers, *, keep: bool) -> None:
     warehouse = FOLDER / "warehouse.duckdb"
-    os.environ.update(servers.environment, DUCKDB_PATH=str(warehouse))
+    unset = servers.set_up(os.environ)
+    os.environ["DUCKDB_PATH"] = str(warehouse)
     init_db()
     _console.print(f"Building {warehouse}: {USERS:,} users, as dbt would leave them.\n")
     sample.build(warehouse, USERS, epoch=_epoch())
@@ -70,7 +71,7 @@ def _demo(servers: Servers, *, keep: bool) -> None:
     _show_postgres()
     _show_redis()
     if keep:
-        _wait(servers)
+        _wait(servers, unset)
     else:
         _console.print("\nRun it again: everything is unchanged. To look around: make demo-shell")
 
@@ -131,16 +132,16 @@ def _print(title: str, rows: Iterable[dict[str, object]]) -> None:
     _console.print(table)
 
 
-def _wait(servers: Servers) -> None:
-    settings = " ".join(
-        f"{name}={value}"
-        for name, value in os.environ.items()
-        if name in (*servers.environment, "DUCKDB_PATH")
+def _wait(servers: Servers, unset: list[str]) -> None:
+    settings = "".join(
+        f"{name}={os.environ[name]} " for name in ("DUCKDB_PATH", *servers.environment)
     )
+    # The other terminal's shell may have the settings that this one had.
+    env = "env " + "".join(f"-u {name} " for name in unset) if unset else ""
     _console.print(
         f"\nThe servers are up until Ctrl-C. In another terminal:\n\n"
-        f"  {servers.psql}\n\n  {servers.redis_cli}\n\n"
-        f"  {settings} .venv/bin/python -m etl",
+        f"  {env}{servers.psql}\n\n  {servers.redis_cli}\n\n"
+        f"  {env}{settings}.venv/bin/python -m etl",
         soft_wrap=True,
     )
     while True:

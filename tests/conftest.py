@@ -15,7 +15,7 @@ import duckdb
 import pytest
 import redis
 
-from demo.embedded import Servers, running
+from demo.embedded import Servers, running, settings_in
 from etl import postgres
 from etl.init_db import init_db
 from etl.settings import Settings
@@ -43,9 +43,7 @@ def environment(
 ) -> Iterator[Path]:
     """Point the service at empty servers and at a warehouse path where no file is yet."""
     warehouse = tmp_path / "warehouse.duckdb"
-    ours: tuple[str, ...] = ("POSTGRES_", "REDIS_", "PG", "MART_SCHEMA", "ETL_", "GUARD_", "EMAIL_")
-    ours += ("LOG_FORMAT", "RETRY_", "WAREHOUSE_")
-    for name in [name for name in os.environ if name.startswith(ours)]:
+    for name in settings_in(os.environ):
         monkeypatch.delenv(name)
     # What is lost in a test stays lost; those of tests/faults wait.
     ours_now = {"DUCKDB_PATH": str(warehouse), "RETRY_SECONDS": "0", "WAREHOUSE_WAIT": "0"}

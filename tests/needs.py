@@ -13,6 +13,9 @@ from typing import NoReturn
 
 import pytest
 
+# Read once: within a test the environment has none of the shell's settings.
+MUST_RUN = bool(os.environ.get("ETL_TESTS_MUST_RUN"))
+
 # Before PATH: Debian's Postgres, the newest first, which can do TLS.
 _POSTGRES = sorted(
     Path("/usr/lib/postgresql").glob("*/bin"),
@@ -38,6 +41,6 @@ def needs(name: str, how: str = "") -> Path:
 
 def skip(reason: str) -> NoReturn:
     """Skip a test that this machine cannot run, or fail it where every test must run."""
-    if os.environ.get("ETL_TESTS_MUST_RUN"):
+    if MUST_RUN:
         pytest.fail(reason)
     pytest.skip(reason)

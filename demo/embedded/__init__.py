@@ -11,15 +11,16 @@ import fcntl
 import os
 import pwd
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from demo.embedded import postgres, valkey
 from demo.embedded.server import Account, Server, hand_over
 from etl.errors import SyncError
+from etl.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Servers:
         """The TCP port of Valkey."""
         return self.redis.port
 
+    def set_up(self, environment: MutableMapping[str, str]) -> list[str]:
+        """Set the service up for these servers and for nothing else; say what was unset."""
+        unset = settings_in(environment)
+        for name in unset:
+            del environment[name]
+        environment.update(self.environment)
+        return unset
+
     def start_postgres(self) -> None:
         """Start Postgres unless it runs, and wait until it accepts connections."""
         self.postgres.start()
@@ -63,6 +72,12 @@ class Servers:
     def stop_redis(self) -> None:
         """Stop Valkey; nothing happens when it does not run."""
         self.redis.stop()
+
+
+def settings_in(environment: Iterable[str]) -> list[str]:
+    """Return the names of those variables that the service or libpq takes as settings."""
+    ours = {setting.name.upper() for setting in fields(Settings)} | {"LOG_FORMAT"}
+    return [name for name in environment if name in ours or name.startswith(("ETL_", "PG"))]
 
 
 @contextmanager
