@@ -5,6 +5,6 @@ SELECT
         WHEN a.query IN ('', '<insufficient privilege>') THEN ''
         ELSE ', ' || a.state || ': ' || left(regexp_replace(a.query, '\s+', ' ', 'g'), 100)
     END AS who
-FROM pg_stat_activity AS a
+FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid = ANY(pg_blocking_pids($1::int))
 ORDER BY a.pid

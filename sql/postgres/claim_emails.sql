@@ -20,8 +20,8 @@ claimed AS (
         status = 'processing',
         worker = $2,
         -- In milliseconds, as a driver may not hand back more; see complete_email.sql.
-        claimed_at = date_trunc('milliseconds', clock_timestamp()),
-        updated_at = clock_timestamp(),
+        claimed_at = pg_catalog.date_trunc('milliseconds', pg_catalog.clock_timestamp()),
+        updated_at = pg_catalog.clock_timestamp(),
         attempts = q.attempts + 1,
         reason = NULL
     FROM next

@@ -5,7 +5,7 @@ UPDATE crm.email_queue
 SET
     status = CASE WHEN $4::boolean THEN 'sent' WHEN attempts < 5 THEN 'pending' ELSE 'failed' END,
     reason = nullif($5, ''),
-    sent_at = CASE WHEN $4::boolean THEN clock_timestamp() END,
-    updated_at = clock_timestamp()
+    sent_at = CASE WHEN $4::boolean THEN pg_catalog.clock_timestamp() END,
+    updated_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND status = 'processing' AND worker = $2 AND claimed_at = $3::timestamptz
 RETURNING id, status, attempts

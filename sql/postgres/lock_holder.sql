@@ -6,13 +6,15 @@ SELECT
         to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC',
         'a time this role may not see'
     ) AS since
-FROM pg_locks AS l
-JOIN pg_stat_activity AS a ON a.pid = l.pid
+FROM pg_catalog.pg_locks AS l
+JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
 WHERE
     l.locktype = 'advisory'
     AND l.granted
     AND l.pid <> pg_backend_pid()
-    AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+    AND l.database = (
+        SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database()
+    )
     AND CASE l.objsubid
         WHEN 1 THEN
             (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended($1, 0)

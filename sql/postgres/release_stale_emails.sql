@@ -3,7 +3,9 @@
 WITH stale AS MATERIALIZED (
     SELECT id
     FROM crm.email_queue
-    WHERE status = 'processing' AND claimed_at < now() - make_interval(secs => $1)
+    WHERE
+        status = 'processing'
+        AND claimed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
     FOR UPDATE SKIP LOCKED
 )
 
@@ -11,7 +13,7 @@ UPDATE crm.email_queue AS q
 SET
     status = CASE WHEN q.attempts < 5 THEN 'pending' ELSE 'failed' END,
     reason = 'lease ran out',
-    updated_at = clock_timestamp()
+    updated_at = pg_catalog.clock_timestamp()
 FROM stale
 WHERE q.id = stale.id
 RETURNING q.id, q.user_id, q.template, q.status, q.attempts, q.worker

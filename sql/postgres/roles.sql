@@ -8,13 +8,17 @@
 -- searchflow_status      python -m etl.status; sees nothing personal
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
 -- searchflow_reader      readers of crm
+
+-- An admin must not call somebody else's format(text, text) of the schema public.
+SET search_path = pg_catalog, pg_temp;
+
 \set jobs 'searchflow_etl, searchflow_prune, searchflow_status'
 \set roles :jobs ', searchflow_mailer, searchflow_reader'
 \set all :roles ', searchflow_etl_mirror'
 
 SELECT format('CREATE ROLE %I NOLOGIN', role)
 FROM unnest(string_to_array(:'all', ', ')) AS role
-WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role)
 \gexec
 
 REVOKE ALL ON DATABASE :"DBNAME" FROM :all;

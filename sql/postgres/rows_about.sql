@@ -3,7 +3,7 @@
 SELECT
     coalesce(sum(greatest(reltuples, 0)), 0)::bigint AS rows,
     coalesce(sum(pg_relation_size(oid)), 0)::bigint AS bytes
-FROM pg_class
+FROM pg_catalog.pg_class
 WHERE
     relkind = 'r'
     AND (oid = $1::regclass OR oid IN (SELECT relid FROM pg_partition_tree($1::regclass)))

@@ -2,6 +2,10 @@
 -- `-- makes: NAME` heads each statement; python -m etl.init_db leaves out those whose NAME
 -- is in the catalog already, so that a run with nothing to do takes no lock.
 
+-- For psql. Defaults, checks and indices keep the function that a name means now, so that no
+-- function of another schema may bear it.
+SET search_path = pg_catalog, pg_temp;
+
 -- makes: crm
 CREATE SCHEMA IF NOT EXISTS crm;
 
