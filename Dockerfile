@@ -1,7 +1,9 @@
 # The service: python -m etl, as a user of its own, on a root file system that may be read-only.
-ARG PYTHON=3.11
+# By tag: a digest is read from a registry, and none could be asked when this was written. To pin
+# it: --build-arg BASE=python:3.11-slim-trixie@sha256:... ; see docs/deployment.md.
+ARG BASE=python:3.11-slim-trixie
 
-FROM python:${PYTHON}-slim-trixie AS build
+FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
@@ -19,7 +21,7 @@ COPY sql sql
 RUN python -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m pip --python /opt/etl/bin/python install --no-index --no-deps dist/*.whl
 
-FROM python:${PYTHON}-slim-trixie
+FROM ${BASE}
 ARG VERSION=dev
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="searchflow-etl" \

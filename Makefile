@@ -105,7 +105,7 @@ $(AIRFLOW)/ready: tests/airflow/requirements.lock
 	$(AIRFLOW)/bin/python -m pip install --quiet --require-hashes -r tests/airflow/requirements.lock
 	@touch $@
 
-secrets: $(SECRETS)/postgres_password.txt $(SECRETS)/redis_acl.txt
+secrets: $(SECRETS)/postgres_password.txt $(SECRETS)/postgres_sync_password.txt $(SECRETS)/redis_acl.txt
 
 $(SECRETS)/%_password.txt:
 	@mkdir -p $(SECRETS) && chmod 700 $(SECRETS)

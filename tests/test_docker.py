@@ -63,21 +63,27 @@ def test_only_what_the_dockerfile_copies_reaches_the_build() -> None:
 
 
 def test_the_service_runs_without_rights_on_a_read_only_file_system(stack: dict[str, Any]) -> None:
-    for name in OURS:
+    for name in (*OURS, "roles"):
         service = stack["services"][name]
         assert service["user"] == "10001:10001"
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["init"] is True
-        assert [(volume["target"], volume["read_only"]) for volume in service["volumes"]] == [
-            ("/data", True)
-        ]
+    for name in OURS:
+        service = stack["services"][name]
+        assert [volume["target"] for volume in service["volumes"]] == ["/data"]
         assert service["tmpfs"][0].startswith("/tmp:")
     for service in stack["services"].values():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert int(service["mem_limit"]) > 0
         assert "ports" not in service
         assert not service.get("privileged")
+    assert all(
+        volume["read_only"]
+        for name in stack["services"]
+        for volume in mounted(stack, name)
+        if volume["type"] == "bind"
+    )
 
 
 def test_the_service_starts_when_its_servers_are_ready(stack: dict[str, Any]) -> None:
@@ -86,22 +92,25 @@ def test_the_service_starts_when_its_servers_are_ready(stack: dict[str, Any]) ->
     assert {name: after["condition"] for name, after in after(services, "reverse-etl")} == {
         "postgres": "service_healthy",
         "redis": "service_healthy",
-        "init_db": "service_completed_successfully",
+        "roles": "service_completed_successfully",
     }
+    assert dict(after(services, "roles"))["init_db"]["condition"] == (
+        "service_completed_successfully"
+    )
     assert dict(after(services, "init_db"))["postgres"]["condition"] == "service_healthy"
     assert all("healthcheck" in services[name] for name in SERVERS)
-    assert services["init_db"]["restart"] == "no"
+    assert {services[name]["restart"] for name in ("init_db", "roles")} == {"no"}
 
 
 def test_the_data_survive_the_containers(stack: dict[str, Any]) -> None:
     mounts = {
-        name: [(volume["type"], volume["target"]) for volume in stack["services"][name]["volumes"]]
+        name: [volume["target"] for volume in mounted(stack, name) if volume["type"] == "volume"]
         for name in SERVERS
     }
 
     assert mounts == {
-        "postgres": [("volume", "/var/lib/postgresql")],  # of version 18: not its data folder
-        "redis": [("volume", "/data")],
+        "postgres": ["/var/lib/postgresql"],  # of version 18: not its data folder
+        "redis": ["/data"],
     }
 
 
@@ -109,8 +118,9 @@ def test_secrets_come_from_files_under_the_names_the_service_reads(stack: dict[s
     fields = Settings.__dataclass_fields__
     for name in OURS:
         service = stack["services"][name]
-        given = {secret["source"] for secret in service["secrets"]}
-        assert given == {"postgres_password", "redis_password"} <= fields.keys()
+        assert {
+            secret["target"].rpartition("/")[2] for secret in service["secrets"]
+        } <= fields.keys()
         assert not [variable for variable in service["environment"] if "PASSWORD" in variable]
         lowered = {variable.lower() for variable in service["environment"]} - {"log_format"}
         assert lowered <= fields.keys()
@@ -118,8 +128,33 @@ def test_secrets_come_from_files_under_the_names_the_service_reads(stack: dict[s
         assert Path(secret["file"]).parent == ROOT / "secrets"
 
 
-def test_git_ignores_the_secrets() -> None:
-    files = [f"secrets/{name}.txt" for name in ("postgres_password", "redis_password", "redis_acl")]
+def test_only_init_db_and_the_roles_get_the_password_of_the_owner(stack: dict[str, Any]) -> None:
+    services = stack["services"]
+    holders = {
+        name
+        for name, service in services.items()
+        if "postgres_password" in [secret["source"] for secret in service.get("secrets", ())]
+    }
+
+    assert holders == {"postgres", "init_db", "roles"}
+    assert services["reverse-etl"]["environment"]["POSTGRES_USER"] == "searchflow_sync"
+    assert services["init_db"]["environment"]["POSTGRES_USER"] == "airflow"
+    assert services["postgres"]["environment"]["POSTGRES_USER"] == "postgres"
+
+
+def test_every_base_image_can_be_pinned_by_digest() -> None:
+    digest = f"sha256:{'0' * 64}"
+    pins = {f"{name}_IMAGE": f"base@{digest}" for name in ("POSTGRES", "REDIS", "PYTHON")}
+
+    bases = {
+        name: service["build"]["args"]["BASE"] if "build" in service else service["image"]
+        for name, service in services(**pins).items()
+    }
+    assert bases == dict.fromkeys(("postgres", "redis", "roles", *OURS), f"base@{digest}")
+
+
+def test_git_ignores_the_secrets(stack: dict[str, Any]) -> None:
+    files = [f"secrets/{name}.txt" for name in stack["secrets"]]
     ignored = subprocess.run(
         ["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -127,15 +162,18 @@ def test_git_ignores_the_secrets() -> None:
     assert ignored.stdout.split() == files
 
 
-def test_secrets_are_made_once_and_the_container_can_read_them(secrets: Path) -> None:
+def test_secrets_are_made_once_and_the_container_can_read_them(
+    secrets: Path, stack: dict[str, Any]
+) -> None:
     before = {path.name: path.read_text() for path in secrets.iterdir()}
     make = ["make", "--no-print-directory", f"SECRETS={secrets}", "secrets"]
     subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
 
     assert {path.name: path.read_text() for path in secrets.iterdir()} == before
-    assert sorted(before) == ["postgres_password.txt", "redis_acl.txt", "redis_password.txt"]
-    assert before["postgres_password.txt"] != before["redis_password.txt"]
-    assert all(len(before[f"{name}_password.txt"]) > 30 for name in SERVERS)
+    assert before.keys() == {f"{name}.txt" for name in stack["secrets"]}
+    passwords = [text for name, text in before.items() if name.endswith("_password.txt")]
+    assert len(set(passwords)) == len(passwords) == 3
+    assert all(len(password) > 30 for password in passwords)
     assert secrets.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o004 for path in secrets.iterdir())
 
@@ -164,11 +202,23 @@ def after(services: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, 
     yield from services[name]["depends_on"].items()
 
 
-def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Compose on our file, with no settings from this shell."""
+def mounted(stack: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Volumes and folders of a service."""
+    volumes: list[dict[str, Any]] = stack["services"][name].get("volumes", [])
+    return volumes
+
+
+def services(**settings: str) -> dict[str, Any]:
+    """Return the services of the Compose file with everything filled in."""
+    stack = json.loads(compose("config", "--format", "json", **settings).stdout)
+    return dict(stack["services"])
+
+
+def compose(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run Compose on our file, with these settings and none from this shell."""
     return subprocess.run(
         [tool("docker-compose"), "--file", ROOT / "docker-compose.yml", *arguments],
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **settings},
         cwd="/",
         capture_output=True,
         text=True,

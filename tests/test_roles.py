@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
@@ -281,6 +282,21 @@ def test_to_run_the_file_again_takes_back_what_it_does_not_grant(
     assert select(GRANTED) == before
 
 
+def test_the_file_tells_what_every_login_may_beside_the_roles(
+    servers: Servers, environment: Path
+) -> None:
+    as_superuser(servers, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    told = _run_roles_sql(servers)
+    as_superuser(servers, *told)
+
+    assert _run_roles_sql(servers) == []
+    assert told == [
+        'REVOKE TEMPORARY ON DATABASE "searchflow" FROM PUBLIC',
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    ]
+    as_superuser(servers, "GRANT TEMPORARY ON DATABASE searchflow TO PUBLIC", *_drop_roles())
+
+
 # Helpers
 
 FIRST = segments("('a', 'at_risk', 1, 0, 0), ('b', 'regular', 1, 0, 0), ('bad', NULL, 1, 0, 0)")
@@ -311,12 +327,14 @@ def as_superuser(servers: Servers, *statements: str) -> None:
         connection.commit()
 
 
-def _run_roles_sql(servers: Servers, user: str = "postgres") -> None:
+def _run_roles_sql(servers: Servers, user: str = "postgres") -> list[str]:
+    """Run it twice; return the statements that it advises in its warnings."""
     psql = shlex.split(servers.psql.replace("//airflow@", f"//{user}@"))
     file = str(queries.ROOT / "postgres" / "roles.sql")
     once = [*psql, "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", file]
     done = [subprocess.run(once, capture_output=True, text=True, check=False) for _ in range(2)]
     assert [(one.returncode, one.stdout) for one in done] == [(0, ""), (0, "")], done
+    return re.findall(r"^roles\.sql: .*(REVOKE .*)$", done[1].stderr, re.MULTILINE)
 
 
 def _drop_roles() -> list[str]:

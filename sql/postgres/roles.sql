@@ -53,3 +53,18 @@ GRANT SELECT, UPDATE (status, reason, attempts, worker, claimed_at, updated_at, 
 GRANT SELECT (user_id), INSERT ON crm.email_suppressions TO searchflow_mailer;
 
 GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions TO searchflow_reader;
+
+-- What everybody may comes on top of that. Other programs may need it, so it is told, not revoked.
+SELECT
+    has_database_privilege('public', :'DBNAME', 'TEMPORARY') AS temporary,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_namespace
+        WHERE nspname = 'public' AND has_schema_privilege('public', oid, 'CREATE')
+    ) AS create
+\gset public_
+\if :public_temporary
+\warn 'roles.sql: every login may make temporary tables:' REVOKE TEMPORARY ON DATABASE :"DBNAME" FROM PUBLIC
+\endif
+\if :public_create
+\warn 'roles.sql: every login may make tables and functions: REVOKE CREATE ON SCHEMA public FROM PUBLIC'
+\endif
