@@ -1,6 +1,7 @@
 """SearchFlow's reverse ETL: dbt marts in DuckDB -> Postgres and Redis."""
 
 import os
+import re
 import sys
 
 __version__ = "0.1.0"
@@ -10,8 +11,11 @@ __version__ = "0.1.0"
 # is imported.
 os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:10,muzzy_decay_ms:0")
 
-# `python -m etl...` is starting: answer signals before the heavy imports, not after them.
-if sys.argv[:1] == ["-m"] and " -m etl" in " ".join(sys.orig_argv):
+# While `python -m <module>` looks for its module, argv[0] is `-m`, and the name is the last word
+# before the module's own (`-m etl`, `-um etl.status`, `-Imetl`). Where the module is one of ours,
+# answer signals before the heavy imports, not after them; any other has handlers of its own.
+_MODULE = "".join(sys.orig_argv[-len(sys.argv) :][:1]) if sys.argv[:1] == ["-m"] else ""
+if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
     from etl import signals
 
     signals.end_at_once()

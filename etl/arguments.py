@@ -15,6 +15,7 @@ from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from etl.errors import UsageError
+from etl.settings import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -109,7 +110,8 @@ def _check_names(arguments: list[str], known: dict[str, Field[Any]]) -> None:
         given, equals, _ = word.partition("=")
         name = given.removeprefix("--").replace("-", "_")
         if name not in known or not given.startswith("--"):
-            raise UsageError(f"unknown flag {given!r}{_guess(name, known)}{_SEE_HELP}")
+            told = hidden(word).partition("=")[0]  # a secret may hold a `=`
+            raise UsageError(f"unknown flag {told!r}{_guess(name, known)}{_SEE_HELP}")
         names.append(name)
         is_value = not equals and not following.startswith("-")
         if known[name].metadata["value"] and not equals and not is_value:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from etl import failure, flags, log, progress, report, signals
 from etl.errors import Stopped, SyncError, UsageError
-from etl.settings import hide, secrets_of
+from etl.redact import one_line
+from etl.settings import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,14 +59,13 @@ def run_command(work: Callable[[], int]) -> NoReturn:
     try:
         code = work()
     except SyncError as error:
-        _debug()
+        _debug(error)
         code = _complain(str(error), error.exit_code)
     except Stopped as stop:
         code = _complain(f"stopped by {stop}", stop.exit_code)
     except Exception as error:
-        _debug()
-        shown = " ".join(f"{type(error).__name__}: {error}".split())
-        code = _complain(f"unexpected {shown}; set ETL_DEBUG=1 for the traceback", 1)
+        _debug(error)
+        code = _complain(failure.unexpected(error), 1)
     signals.ignore()
     sys.exit(code)
 
@@ -117,16 +116,16 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
     except SyncError as error:
         if error.result is None:  # the settings did not parse: nothing was begun
             raise
-        _debug()
+        _debug(error)
         return error.result, error.exit_code
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"etl: {failure.clean(message, secrets_of(os.environ))}", file=sys.stderr)  # noqa: T201
+    print(f"etl: {one_line(message, secrets_of(os.environ))}", file=sys.stderr)  # noqa: T201
     return code
 
 
-def _debug() -> None:
-    """With ETL_DEBUG=1 show the traceback of the error at hand, without secrets."""
+def _debug(error: Exception) -> None:
+    """With ETL_DEBUG=1 show the traceback of an error, without secrets and values."""
     if os.environ.get("ETL_DEBUG") == "1":
-        sys.stderr.write(hide(traceback.format_exc(), secrets_of(os.environ)))
+        sys.stderr.write(failure.trace(error))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl import log, postgres_errors, queries
 from etl.errors import Lost, SyncError
+from etl.settings import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +211,7 @@ def _open(settings: Settings, purpose: str) -> Connection:
     from adbc_driver_postgresql import dbapi
 
     raw = dbapi.connect(
-        _conninfo(settings, f"{purpose} {os.getpid()}@{socket.gethostname()}"),
+        _conninfo(settings, f"{purpose} {os.getpid()}@{hidden(socket.gethostname())}"),
         # The driver's own default reads all of pg_attribute first: 40 ms.
         db_kwargs={"adbc.postgresql.type_resolver_mode": "builtin"},
     )

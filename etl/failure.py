@@ -1,34 +1,95 @@
-"""Whatever went wrong in a run, as one line that is safe to show: a SyncError."""
+"""Whatever went wrong, as an error that is safe to show: one line, and causes without values."""
 
 from __future__ import annotations
 
 import os
+import traceback
+from contextlib import ContextDecorator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.errors import SyncError
-from etl.settings import hide, secrets_of
+from etl.redact import escaped, one_line
+from etl.settings import hidden, secrets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from types import TracebackType
 
     from etl.settings import Settings
+
+_HERE = str(Path(__file__).parent)
+
+# More causes than any error of ours has; a chain that bites its tail ends as well.
+_MOST_CAUSES = 20
+
+
+class Cause(Exception):  # noqa: N818  (it stands for an error)
+    """An error of a library: its type, SQLSTATE and frames, and none of its words or values."""
 
 
 def explained(error: BaseException, settings: Settings, before: str = "") -> SyncError:
     """Return the error as a SyncError (itself, if it is one); `before` heads its message."""
-    if isinstance(error, SyncError):
-        failure = error
-    else:
-        failure = SyncError(
-            f"unexpected {type(error).__name__}: {error}; set ETL_DEBUG=1 for the traceback"
-        )
+    failure = error if isinstance(error, SyncError) else SyncError(unexpected(error))
     secrets = {*settings.secrets, *secrets_of(os.environ)}
-    failure.args = (clean(f"{before}{failure}", secrets),)
+    failure.args = (one_line(f"{before}{failure}", secrets),)
     return failure
 
 
-def clean(message: str, secrets: Iterable[str]) -> str:
-    """One line of what any log, terminal and database can hold, and no secret in it."""
-    words = " ".join(hide(message, secrets).replace("\0", "\\0").split())
-    # Not even of a name that somebody made up should a terminal take orders.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+def unexpected(error: BaseException) -> str:
+    """Name an error that nobody foresaw by type and place: its words may quote a row."""
+    reason = ""
+    if isinstance(error, OSError) and error.errno:
+        reason = f" ({os.strerror(error.errno)})"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(_HERE)]
+    place = "".join(
+        f" at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
+        for frame in (ours or frames)[-1:]
+    )
+    return f"unexpected {type(error).__name__}{reason}{place}; set ETL_DEBUG=1 for the traceback"
+
+
+class sanitised(ContextDecorator):  # noqa: N801  (a context manager)
+    """Let no error leave a block with causes that tell what a row, a server or a setting held.
+
+    Whoever calls us logs an error with all its causes; an Airflow task does so by itself.
+    """
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
+        """Put stand-ins in the places of the causes."""
+        if error is not None:
+            _replace_causes(error, error, _MOST_CAUSES)
+
+
+def trace(error: BaseException) -> str:
+    """Return the traceback of an error with those of its causes: frames, types, our messages."""
+    text = hidden("".join(traceback.format_exception(_stand_in(error, _MOST_CAUSES))))
+    return "\n".join(escaped(line) for line in text.split("\n"))
+
+
+def _stand_in(error: BaseException, depth: int) -> BaseException:
+    """What may be shown of an error: itself, if its words are ours."""
+    if isinstance(error, SyncError | Cause):
+        shown: BaseException = error
+        shown.args = (one_line(str(error), secrets_of(os.environ)),)
+    else:
+        shown = Cause(_label(error)).with_traceback(error.__traceback__)
+    _replace_causes(shown, error, depth)
+    return shown
+
+
+def _replace_causes(shown: BaseException, error: BaseException, depth: int) -> None:
+    """Give `shown` the causes of `error`, and forget the variables in their frames."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    shown.__cause__ = _stand_in(cause, depth - 1) if cause is not None and depth else None
+    shown.__context__ = None
+    traceback.clear_frames(shown.__traceback__)
+
+
+def _label(error: BaseException) -> str:
+    kind, sqlstate = type(error), getattr(error, "sqlstate", None)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}{f', SQLSTATE {sqlstate}' if sqlstate else ''}"

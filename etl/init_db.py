@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from etl import postgres, queries
+from etl import failure, postgres, queries
 from etl.errors import SyncError
 from etl.settings import Settings
 
@@ -12,6 +12,7 @@ _MY_TURN = "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init
 _LOCK_TIMEOUT = "55P03"  # the SQLSTATE
 
 
+@failure.sanitised()
 def init_db() -> list[str]:
     """Create what is missing and return its names; what is there is not touched.
 

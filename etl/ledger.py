@@ -16,6 +16,7 @@ import orjson
 
 from etl import __version__, log, postgres, queries
 from etl.errors import SyncError
+from etl.settings import hidden
 from etl.state import Previous
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         "forced": run.options.force,
         "error": error,
         "version": __version__,
-        "host": socket.gethostname(),
+        "host": hidden(socket.gethostname()),
         "started_by": _started_by(),
     }
     return bool(postgres.ask(connection, "record_run", orjson.dumps(row).decode()))
@@ -133,7 +134,7 @@ def _part(run: Run) -> tuple[int | None, int | None]:
 
 def _started_by() -> str:
     if airflow := os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"):
-        return f"airflow {airflow}"
+        return f"airflow {hidden(airflow)}"
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name

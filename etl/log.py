@@ -7,7 +7,6 @@ Airflow and notebooks keep their own handlers. No user data: counts, and at most
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import UsageError
+from etl.redact import as_json, each_text, escaped, one_word
+from etl.settings import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ _context: ContextVar[dict[str, Any] | None] = ContextVar("etl_log_context", defa
 def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event, such as `event("mart.read", rows=10_000, seconds=0.21)`."""
     if _LOGGER.isEnabledFor(level):
-        every = {**(_context.get() or {}), **fields}
+        every = {**(_context.get() or {}), **each_text(fields, hidden)}
         text = " ".join([name, *(f"{key}={one_word(value)}" for key, value in every.items())])
         _LOGGER.log(level, text, extra={"etl_event": name, "etl_fields": every})
 
@@ -65,20 +66,13 @@ def configure() -> str:
     return style
 
 
-def one_word(value: Any) -> str:
-    """A value as it is or, where it would break the word, the line or a terminal, in quotes."""
-    text = str(value)
-    plain = text.isprintable() and not {" ", '"'} & set(text)
-    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
-
-
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = dt.datetime.fromtimestamp(record.created).astimezone()
         fields = dict(getattr(record, "etl_fields", {}))
         run_id = str(fields.pop("run_id", ""))[:8]
         fields.pop("error", None)
-        parts = [f"{moment:%H:%M:%S}", run_id, getattr(record, "etl_event", record.getMessage())]
+        parts = [f"{moment:%H:%M:%S}", run_id, _event(record)]
         if record.levelno > logging.INFO:
             parts.insert(1, record.levelname.lower())
         parts += [f"{key}={_readable(value)}" for key, value in fields.items()]
@@ -87,16 +81,18 @@ class _Text(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        import orjson
-
         moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
         line = {
             "at": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": getattr(record, "etl_event", record.getMessage()),
+            "event": _event(record),
             **getattr(record, "etl_fields", {}),
         }
-        return orjson.dumps(line, default=str).decode()
+        return as_json(line)
+
+
+def _event(record: logging.LogRecord) -> str:
+    return getattr(record, "etl_event", "") or escaped(hidden(record.getMessage()))
 
 
 def _readable(value: Any) -> str:

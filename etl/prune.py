@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from etl import arguments
+from etl import arguments, failure
 from etl.errors import UsageError
 from etl.settings import Settings
 
@@ -29,6 +29,7 @@ class Flags:
         _check(self.days)
 
 
+@failure.sanitised()
 def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     """Drop what is older than `days` and return how many rows of each table.
 

@@ -8,7 +8,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from etl.log import one_word
+from etl import redact
+from etl.redact import escaped, one_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +43,7 @@ _WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 def show(results: Sequence[SyncResult], as_json: bool, *, reasons: bool = True) -> None:
     """Print results on stdout: one JSON object each, or a table and why a sync did not work."""
     if as_json:
-        import orjson
-
-        write("\n".join(orjson.dumps(result).decode() for result in results))
+        write("\n".join(map(redact.as_json, results)))
     else:
         write(_page(results, reasons))
 
@@ -132,4 +131,4 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _reason(result: SyncResult) -> str:
-    return f"{result['sync']} {result['status']}: {result['error']}"
+    return escaped(f"{result['sync']} {result['status']}: {result['error']}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from etl import log
-from etl.settings import hide, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +44,7 @@ def persist(
                 raise
             if deadline is None:
                 deadline = time.monotonic() + seconds
-                reason = hide(str(error), secrets_of(os.environ))
-                log.warning(event, reason=reason, trying_again_for=f"{seconds:g} s")
+                log.warning(event, reason=str(error), trying_again_for=f"{seconds:g} s")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise

@@ -12,6 +12,8 @@ from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING
 
+from polars.exceptions import PanicException
+
 from etl import failure, ledger, log, postgres, retry, signals
 from etl.connection import STOP_SECONDS, in_thread
 from etl.errors import Lost, Stopped, SyncError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "execute", "refused"]
 
 
+@failure.sanitised()
 def execute(
     sync: str,
     load: Callable[[Run], None],
@@ -56,8 +59,10 @@ def execute(
                 "server.lost",
             )
         except BaseException as error:
-            # DuckDB and the drivers turn a stop into an error of their own.
-            stop = signals.received(heard) or (None if isinstance(error, Exception) else error)
+            # DuckDB and the drivers turn a stop into an error of their own; a defect of Polars
+            # is no Exception either.
+            failed = isinstance(error, Exception | PanicException)
+            stop = signals.received(heard) or (None if failed else error)
             ended = _cancelled(run, stop) if stop else _failed(run, error)
             if ended is error:
                 raise
@@ -79,7 +84,8 @@ def _failed(run: Run, error: BaseException) -> SyncError:
 
 
 def _cancelled(run: Run, stop: BaseException) -> BaseException:
-    reason = f"{_done_before(run)}cancelled by {str(stop) or type(stop).__name__}"
+    name = str(stop) if isinstance(stop, Stopped) else type(stop).__name__
+    reason = f"{_done_before(run)}cancelled by {name}"
     _fail(run, "cancelled", reason)
     if isinstance(stop, Stopped):
         stop.result = run.result("cancelled", reason)

@@ -8,22 +8,21 @@ unset. libpq's own variables (PGSSLMODE, PGSSLROOTCERT, PGPASSFILE, ...) are rea
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 from etl.errors import UsageError
+from etl.redact import hide
 
 SECRETS = Path("/run/secrets")
 
-# Nobody comes upon so many characters of a secret by chance.
-_LONG = 8
+# No secret is longer, and a device or a log in its place must not fill the memory.
+_MOST_BYTES = 65_536
 
 
 def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
@@ -116,9 +115,8 @@ class Settings:
 
     @property
     def secrets(self) -> list[str]:
-        """Values that no output may contain; the default everybody knows is none."""
-        default = Settings.postgres_password
-        return [v for v in (self.postgres_password, self.redis_password) if v and v != default]
+        """Values that no output may contain."""
+        return [value for value in (self.postgres_password, self.redis_password) if value]
 
     @property
     def postgres_address(self) -> str:
@@ -129,29 +127,6 @@ class Settings:
     def redis_address(self) -> str:
         """How messages name the Redis server: host:port/db."""
         return f"{self.redis_host}:{self.redis_port}/{self.redis_db}"
-
-
-def hide(text: str, secrets: Iterable[str]) -> str:
-    """Blank out secrets, however they are written; a short one where it is a word of its own."""
-    forms = {form for secret in secrets for form in _forms(secret) if form.strip()}
-    for form in sorted(forms, key=len, reverse=True):
-        # To blank out a password such as `a` in the middle of words would tell it.
-        pattern = re.escape(form) if len(form) >= _LONG else rf"(?<!\w){re.escape(form)}(?!\w)"
-        text = re.sub(pattern, "***", text)
-    return text
-
-
-def _forms(secret: str) -> Iterator[str]:
-    """A secret in the ways that libraries, logs and URLs write it, and each of its lines."""
-    as_json = [json.dumps(secret), json.dumps(secret, ensure_ascii=False)]
-    quoted = [repr(secret), *as_json, json.dumps(repr(secret)[1:-1])]
-    yield from (text[1:-1] for text in quoted)
-    yield from (quote_plus(secret, safe, errors="replace") for safe in ("", "/"))
-    yield from (quote(secret, safe, errors="replace") for safe in ("", "/"))
-    yield secret.replace("\\", "\\\\").replace("'", "\\'")  # as in a conninfo
-    yield secret.encode("ascii", "backslashreplace").decode()
-    yield " ".join(secret.split())
-    yield from [secret, *secret.splitlines()]
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
@@ -165,15 +140,35 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
     return Settings(**secrets).secrets + libpqs.secrets
 
 
+def hidden(text: str) -> str:
+    """Return a text without the secrets of this process."""
+    return hide(text, secrets_of(os.environ))
+
+
 def _text(name: str, environment: Mapping[str, str]) -> str:
     """A setting as it was given, "" where it was not."""
     if text := environment.get(name.upper()):
         return text
     path = SECRETS / name
     try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n") if path.is_file() else ""
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"cannot read the secret {path}: {error}") from None
+        return _secret(path) if os.path.lexists(path) else ""
+    except UnicodeError:  # whose text holds bytes of it
+        raise ValueError(f"cannot read the secret {path}: save it as UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"cannot read the secret {path}: {error.strerror}") from None
+
+
+def _secret(path: Path) -> str:
+    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would keep us waiting
+        raise ValueError(f"the secret {path} is not a file; put the value in one")
+    with path.open("rb") as file:
+        read = file.read(_MOST_BYTES + 1)
+    if len(read) > _MOST_BYTES:
+        raise ValueError(f"the secret {path} is longer than {_MOST_BYTES:,} bytes")
+    text = read.decode("utf-8-sig").rstrip("\r\n")
+    if not text.strip():
+        raise ValueError(f"the secret {path} is empty; write the value in it, or remove it")
+    return text
 
 
 def _parse(setting: Field[Any], text: str) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 
 import orjson
 
-from etl import arguments
+from etl import arguments, failure
 from etl.errors import UsageError
 from etl.flags import SYNCS
-from etl.settings import Settings
+from etl.redact import as_json, each_text, escaped
+from etl.settings import Settings, hidden
 
 # Runs that the trend looks back on.
 TREND = 12
@@ -59,6 +60,7 @@ class Flags:
         return OVERDUE_HOURS if self.max_age is None else self.max_age
 
 
+@failure.sanitised()
 def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
     """Read the ledger, the rejects and the queue.
 
@@ -143,10 +145,11 @@ def _is_number(value: object) -> bool:
 def _run(flags: Flags) -> int:
     from etl import report, status_page
 
-    known = status(flags, dt.datetime.now(dt.UTC))
-    report.write(
-        orjson.dumps(known).decode() if flags.json else status_page.page(known, flags.hours)
-    )
+    known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
+    if flags.json:
+        report.write(as_json(known))
+    else:
+        report.write(status_page.page(each_text(known, escaped), flags.hours))
     return 1 if flags.max_age is not None and known["overdue"] else 0
 
 

@@ -18,7 +18,8 @@ from conftest import ROOT, segments
 from destinations import Mart, Select, stuck
 
 from etl import postgres, user_segments
-from etl.settings import Settings, hide
+from etl.redact import hide
+from etl.settings import Settings
 
 if TYPE_CHECKING:
     from demo.embedded import Servers
