@@ -58,7 +58,7 @@ def run_sync(name: str, *, shard: int, **context: Any) -> Mapping[str, Any]:
     except errors.SyncError as error:
         give(RESULT, error.result or {"sync": name, "status": error.status, "error": str(error)})
         final = isinstance(error, errors.Refused | errors.UsageError)
-        # `from None`: the driver's own error, which Airflow would log, may quote personal data.
+        # `from None`: the causes have nothing to add, and Airflow would log them.
         raise (AirflowFailException if final else AirflowException)(str(error)) from None
     give(RESULT, result)
     return result

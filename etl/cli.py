@@ -111,6 +111,8 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
     options = {key: getattr(wanted, key) for key in ("dry_run", "force", "wait", "shards")}
     if wanted.delete_missing:
         options["delete_missing"] = True
+    if name == "email_triggers":
+        options["name_users"] = True  # to whoever asked at this command line
     try:
         return module.sync(**options), 0
     except SyncError as error:

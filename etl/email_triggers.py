@@ -82,6 +82,7 @@ def sync(
     wait: float = 0,
     shards: int = 1,
     shard: tuple[int, int] | None = None,
+    name_users: bool = False,
 ) -> SyncResult:
     """Bring crm.email_queue up to the mart.
 
@@ -91,6 +92,8 @@ def sync(
         wait: seconds to wait for another run of this sync before giving up.
         shards: walk the mart in this many hash shards, one after the other, to bound memory.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+        name_users: let `outcomes` of a dry run name five users each; without it they only
+            count, because a scheduler keeps what a task returns.
 
     Returns:
         extracted and rejected count rows of the mart, the others mails: inserted (queued),
@@ -99,7 +102,7 @@ def sync(
     Raises:
         SyncError: nothing was changed; the message says why, `.result` what was known.
     """
-    options = Options(dry_run, force, wait=wait, shards=shards, shard=shard)
+    options = Options(dry_run, force, wait=wait, shards=shards, shard=shard, name_users=name_users)
     return execute("email_triggers", load, options)
 
 

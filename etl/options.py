@@ -27,7 +27,7 @@ class Outcome(TypedDict):
     template: str
     outcome: str
     mails: int
-    users: list[str]  # five of them
+    users: NotRequired[list[str]]  # five of them, with `name_users`
 
 
 class SyncResult(TypedDict):
@@ -62,9 +62,10 @@ class Options:
     wait: float = 0
     shards: int = 1
     shard: tuple[int, int] | None = None
+    name_users: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dry_run", "force", "delete_missing"):
+        for name in ("dry_run", "force", "delete_missing", "name_users"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UsageError(f"{name} must be True or False, not {value!r}")
         if not _is_number(self.wait) or self.wait < 0:

@@ -125,7 +125,7 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
     table.add_column("mails", justify="right", no_wrap=True)
     table.add_column("of them")
     for one in outcomes:
-        users = ", ".join(map(one_word, one["users"]))
+        users = ", ".join(map(one_word, one.get("users", [])))
         table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
 

@@ -214,11 +214,13 @@ class Run:
     def tell(self, outcomes: list[Outcome]) -> None:
         """Add what would become of the mails of this shard."""
         for one in outcomes:
+            key = one["template"], one["outcome"]
             same = self.outcomes.setdefault(
-                (one["template"], one["outcome"]), {**one, "mails": 0, "users": []}
+                key, {"template": key[0], "outcome": key[1], "mails": 0}
             )
             same["mails"] += one["mails"]
-            same["users"] = (same["users"] + one["users"])[:5]
+            if self.options.name_users:  # not for a scheduler, which keeps what it is given
+                same["users"] = (same.get("users", []) + one["users"])[:5]
 
     def rejected_users(self) -> pl.DataFrame:
         """user_id str: those whose rows were set aside; they have not left the mart."""

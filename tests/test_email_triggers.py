@@ -604,7 +604,7 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(
 def test_an_outcome_names_five_of_its_users(mart: Mart, database: Connection) -> None:
     mixed_queue(mart, database)
 
-    told = email_triggers.sync(dry_run=True)["outcomes"]
+    told = email_triggers.sync(dry_run=True, name_users=True)["outcomes"]
 
     users = {f"{one['template']} {one['outcome']}": one["users"] for one in told}
     assert users["welcome queued"] == [f"new{number}" for number in range(5)]
