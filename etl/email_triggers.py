@@ -65,6 +65,12 @@ _NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
 
 _WITHOUT_TRIGGER = "SELECT user_id FROM pg_temp.changes WHERE reason = 'left_mart'"
 
+_RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
+_GUARDED = {"queued", "withdrawn", "pending", "queue_rows"}
+_MERGE = postgres.Merge(
+    "email_triggers", "crm.email_queue", frozenset(_RESULT | _GUARDED), "email_unwritten"
+)
+
 
 class Audience(UserSegment):
     """One row of the mart, as sql/warehouse/email_triggers.sql hands it over."""
@@ -122,7 +128,7 @@ def load(run: Run) -> None:
     _find_the_known(run, mart)
     if run.options.dry_run:
         run.tell(cast("list[Outcome]", postgres.ask(run.postgres, "email_outcomes")))
-    run.count(postgres.merge(run.postgres, "email_triggers", *run.shard))
+    run.count(postgres.merge(run.postgres, _MERGE, *run.shard))
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:

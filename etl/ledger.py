@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import __version__, log, postgres, queries
+from etl import __version__, log, postgres
 from etl.errors import SyncError
 from etl.settings import hidden
 from etl.state import Previous
@@ -76,6 +76,9 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
 
     Returns:
         False where the row says `ok` already: that came with the data and stays.
+
+    Raises:
+        SyncError: something on the table dropped the row.
     """
     finished = None if status == "running" else dt.datetime.now(dt.UTC)
     row = {
@@ -95,15 +98,21 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         "host": hidden(socket.gethostname()),
         "started_by": _started_by(),
     }
-    return bool(postgres.ask(connection, "record_run", orjson.dumps(row).decode()))
+    if postgres.write(connection, "etl.sync_runs", "record_run", orjson.dumps(row).decode()):
+        return True
+    # Asked apart: record_run may just have waited for the commit that made the row ok.
+    (is_ok,) = postgres.ask(connection, "is_ok", run.run_id, run.sync, run.shard[0])
+    postgres.refuse_unwritten(connection, "etl.sync_runs", 0 if is_ok["yes"] else 1)
+    return False
 
 
 def keep_rejects(connection: Connection, run: Run) -> None:
     """COPY the rejected rows of the shard at hand to etl.rejected_rows."""
     if run.rejects is not None and len(run.rejects.rows):
         postgres.stage(connection, "rejects", run.rejects.rows)
-        keep = queries.load("postgres", "keep_rejects")
-        postgres.execute(connection, keep, run.run_id, run.sync)
+        table = "etl.rejected_rows"
+        (kept,) = postgres.write(connection, table, "keep_rejects", run.run_id, run.sync)
+        postgres.refuse_unwritten(connection, table, len(run.rejects.rows) - kept["rows"])
 
 
 def _locked(run: Run) -> bool:

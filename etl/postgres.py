@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from etl import log, parts, queries
 from etl.connection import Connection, connect, rows, session
+from etl.errors import SyncError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Connection",
+    "Merge",
     "ask",
     "connect",
     "execute",
     "merge",
+    "refuse_unwritten",
     "select",
     "session",
     "slices",
     "stage",
     "stage_parts",
+    "write",
 ]
 
 # Rows of one COPY message: each is buffered whole by the driver, and 65,536 rows of a few
@@ -45,6 +50,25 @@ __all__ = [
 COPY_ROWS = 65_536
 
 UNIQUE_VIOLATION = "23505"
+_NOT_SUPPORTED = "0A000"  # such as a rule on a table that a WITH query writes
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A statement that writes staged rows to a table and returns one row of counts.
+
+    Attributes:
+        name: of the file in sql/postgres.
+        table: its target.
+        counts: all that it returns, beside `unwritten`: how many staged rows no RETURNING answered.
+        recount: the statement which tells how many of these nobody else is the reason for; none
+            where another session cannot be one.
+    """
+
+    name: str
+    table: str
+    counts: frozenset[str]
+    recount: str | None = None
 
 
 def ask(connection: Connection, name: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -114,19 +138,21 @@ def stage_parts(
     """
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
     made: SimpleQueue[pl.DataFrame | None] = SimpleQueue()
+    sent = 0
 
     def taken() -> Iterator[pl.DataFrame]:
         while (part := made.get()) is not None:
             yield part
 
-    def work(raw: Raw) -> None:
+    def work(raw: Raw) -> int:
         with raw.cursor() as cursor:
-            cursor.adbc_ingest(table, _batches(taken(), rows), mode="create", temporary=True)
+            return cursor.adbc_ingest(table, _batches(taken(), rows), mode="create", temporary=True)
 
     try:
         copied = connection.begin(work)
         for part in parts:
             made.put(part)
+            sent += len(part)
     except BaseException:
         with suppress(Empty):  # what was not sent need not be
             while True:
@@ -134,7 +160,8 @@ def stage_parts(
         raise
     finally:
         made.put(None)
-    copied()
+    if (staged := copied()) != sent:
+        raise SyncError(f"pg_temp.{table}: {sent:,} rows were sent and {staged:,} taken; run again")
     # Without statistics the planner takes a million staged rows for a thousand. It need not know
     # much more than how many they are.
     execute(connection, "SET LOCAL default_statistics_target = 10")
@@ -147,13 +174,66 @@ def slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
         yield frame.slice(start, COPY_ROWS)
 
 
-def merge(connection: Connection, name: str, *parameters: Any) -> dict[str, int]:
-    """Run sql/postgres/<name>.sql over the staged tables; return its one row of counts."""
-    log.event("merge.started", logging.DEBUG, merge=name)
+def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, int]:
+    """Run a merge over the staged tables; return its counts.
+
+    Raises:
+        SyncError: it failed, or left out staged rows, or does not return the counts it is to.
+    """
+    log.event("merge.started", logging.DEBUG, merge=what.name)
     begun = time.perf_counter()
-    (counts,) = ask(connection, name, *parameters)
-    log.event("merge.done", merge=name, seconds=round(time.perf_counter() - begun, 3))
+    (counts,) = write(connection, what.table, what.name, *parameters)
+    _check_names(what, counts)
+    if (unwritten := counts.pop("unwritten")) and what.recount:
+        unwritten = ask(connection, what.recount)[0]["rows"]
+    refuse_unwritten(connection, what.table, unwritten)
+    log.event("merge.done", merge=what.name, seconds=round(time.perf_counter() - begun, 3))
     return counts
+
+
+def write(connection: Connection, table: str, name: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Run sql/postgres/<name>.sql, which writes to a table; return the rows it answers.
+
+    Raises:
+        SyncError: it failed; where a rule on the table is the reason, that is named.
+    """
+    try:
+        return ask(connection, name, *parameters)
+    except SyncError as error:
+        if error.sqlstate == _NOT_SUPPORTED:
+            connection.rollback()
+            error.args = (f"{error}; {_suspects(connection, table)}",)
+        raise
+
+
+def refuse_unwritten(connection: Connection, table: str, rows: int) -> None:
+    """End a run whose target dropped rows in silence.
+
+    Raises:
+        SyncError: `rows` is not 0; it names the triggers and rules that may be the reason.
+    """
+    if rows:
+        raise SyncError(
+            f"{table}: {rows:,} rows were to be written or deleted and were not, so all was rolled"
+            f" back; {_suspects(connection, table)}"
+        )
+
+
+def _suspects(connection: Connection, table: str) -> str:
+    found = [row["name"] for row in ask(connection, "droppers", table)]
+    if not found:
+        return "the table has no trigger or rule that drops rows; run again"
+    return f"the likely cause is on the table: {', '.join(found)}; mend it or disable it"
+
+
+def _check_names(what: Merge, counts: dict[str, Any]) -> None:
+    """A count by another name would be lost, and with it a guard or a figure of the result."""
+    expected = what.counts | {"unwritten"}
+    wrong = [f"{name} is missing" for name in sorted(expected - counts.keys())]
+    wrong += [f"{name} is not known" for name in sorted(counts.keys() - expected)]
+    wrong += [f"{name} is null" for name in sorted(counts) if counts[name] is None]
+    if wrong:
+        raise SyncError(f"sql/postgres/{what.name}.sql: wrong counts: {', '.join(wrong)}")
 
 
 def _batches(frames: Iterator[pl.DataFrame], rows: int) -> pa.RecordBatchReader:

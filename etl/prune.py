@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from etl import arguments, failure
 from etl.errors import UsageError
 from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
 
 _ABOUT = (
     "Drop ledger rows, rejected rows and finished mails that are older than --days.",
@@ -46,18 +50,28 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     rules = orjson.dumps(_rules()).decode()
     hours = (settings.email_min_gap_hours, settings.guard_max_age_hours)
     with postgres.session(settings, "etl.prune") as connection:
-        (runs,) = postgres.ask(connection, "prune_runs", days)
-        (rejects,) = postgres.ask(connection, "prune_rejects", days)
-        (mails,) = postgres.ask(connection, "prune_queue", days, rules, *hours)
+        dropped = {
+            "etl.sync_runs": _drop(connection, "etl.sync_runs", "runs", days),
+            "etl.rejected_rows": _drop(connection, "etl.rejected_rows", "rejects", days),
+            "crm.email_queue": _drop(connection, "crm.email_queue", "queue", days, rules, *hours),
+        }
         if dry_run:
             connection.rollback()
         else:
             connection.commit()
-    return {
-        "etl.sync_runs": runs["rows"],
-        "etl.rejected_rows": rejects["rows"],
-        "crm.email_queue": mails["rows"],
-    }
+    return dropped
+
+
+def _drop(connection: Connection, table: str, what: str, *parameters: Any) -> int:
+    from etl import postgres
+
+    (first,) = postgres.write(connection, table, f"prune_{what}", *parameters)
+    if first["rows"] == first["due"]:
+        return int(first["rows"])
+    # Another session may have dropped or revived the others; what is due still was kept.
+    (again,) = postgres.write(connection, table, f"prune_{what}", *parameters)
+    postgres.refuse_unwritten(connection, table, again["due"] - again["rows"])
+    return int(first["rows"] + again["rows"])
 
 
 def _check(days: object) -> None:

@@ -204,11 +204,18 @@ class Run:
         return self.figures.built_at or self.shard_started
 
     def count(self, counts: Mapping[str, int]) -> None:
-        """Take over what a merge counted: into the result, the guards' figures, or both."""
+        """Take over what a merge counted: into the result, the guards' figures, or both.
+
+        Raises:
+            SyncError: neither knows a count by that name, which would switch off a guard.
+        """
         for name, count in counts.items():
-            if name in counted(self.sync):
+            in_result, in_figures = name in counted(self.sync), hasattr(self.figures, name)
+            if not (in_result or in_figures):
+                raise SyncError(f"{self.sync}: nobody knows what to do with the count {name}")
+            if in_result:
                 self.counts[name] = count
-            if hasattr(self.figures, name):
+            if in_figures:
                 setattr(self.figures, name, count)
 
     def tell(self, outcomes: list[Outcome]) -> None:

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_MERGE = postgres.Merge(
+    "user_segments",
+    "crm.user_segments",
+    frozenset({"inserted", "updated", "moved", "target_rows"}),
+)
+_MIRROR = postgres.Merge(
+    "user_segments_mirror", "crm.user_segments", frozenset({"deleted", "target_rows"})
+)
+
+
 class UserSegment(dy.Schema):
     """One row of the mart, as sql/warehouse/user_segments.sql hands it over."""
 
@@ -82,9 +92,7 @@ def load(run: Run) -> None:
     run.count({**merged, "unchanged": accepted - merged["inserted"] - merged["updated"]})
     if run.options.delete_missing:
         postgres.stage(run.postgres, "rejected", run.rejected_users())
-        run.count(
-            postgres.merge(run.postgres, "user_segments_mirror", *run.shard, merged["inserted"])
-        )
+        run.count(postgres.merge(run.postgres, _MIRROR, *run.shard, merged["inserted"]))
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:
@@ -138,13 +146,13 @@ def _merge(run: Run) -> dict[str, int]:
     """Merge what is staged: new users by a plain INSERT, if that goes through."""
     run.postgres.commit()  # only what is staged: it is to outlive a merge that fails
     try:
-        return postgres.merge(run.postgres, "user_segments", *run.shard, True)
+        return postgres.merge(run.postgres, _MERGE, *run.shard, True)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
     # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
     run.postgres.rollback()
-    return postgres.merge(run.postgres, "user_segments", *run.shard, False)
+    return postgres.merge(run.postgres, _MERGE, *run.shard, False)
 
 
 if __name__ == "__main__":

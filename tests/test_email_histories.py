@@ -505,9 +505,9 @@ def during_the_merge(
     """Let something happen when a run has decided and when it has written, before it commits."""
     merge = postgres.merge
 
-    def disturbed(connection: Connection, name: str, *parameters: Any) -> dict[str, int]:
+    def disturbed(connection: Connection, what: postgres.Merge, *parameters: Any) -> dict[str, int]:
         before(connection)
-        counts = merge(connection, name, *parameters)
+        counts = merge(connection, what, *parameters)
         after(connection)
         return counts
 

@@ -86,6 +86,8 @@ told AS (
         (SELECT count(*) FROM pg_temp.triggers WHERE episode_at IS NULL) AS without_episode,
         (SELECT count(*) FROM pg_temp.candidates) AS candidates,
         (SELECT count(*) FROM pg_temp.candidates WHERE against = 'suppressed') AS suppressed,
+        (SELECT count(*) FROM free) AS free,
+        (SELECT count(*) FROM approved) AS approved,
         (SELECT count(*) FROM inserted) AS inserted,
         (SELECT count(*) FROM revived) AS revived,
         (SELECT count(*) FROM refreshed) AS refreshed,
@@ -102,6 +104,8 @@ SELECT
     cancelled,
     suppressed,
     candidates - inserted - revived - suppressed + without_episode AS held_back,
+    -- Somebody else was faster, or a trigger dropped it: see email_unwritten.sql.
+    free + approved - cancelled - refreshed - inserted - revived AS unwritten,
 
     -- For the guards; what costs is counted only when it can matter.
     inserted + revived AS queued,

@@ -1,4 +1,5 @@
--- Drop mails that ended more than $1 days ago and that no later sync looks for; return how many.
+-- Drop mails that ended more than $1 days ago and that no later sync looks for; return how
+-- many, and how many were due.
 -- $2 the rules, a JSON list of {template, max_age, cooldown} in seconds; $3 hours between any
 -- two mails to a user; $4 hours that a mart may be old.
 -- A sync looks for a mail for as long as its episode can come again, which is until a mart that
@@ -13,12 +14,12 @@ WITH rules AS (
     FROM jsonb_to_recordset($2::jsonb) AS r (template text, max_age float8, cooldown float8)
 ),
 
-dropped AS (
-    DELETE FROM crm.email_queue AS q
-    USING rules AS r
+due AS MATERIALIZED (
+    SELECT q.id
+    FROM crm.email_queue AS q
+    JOIN rules AS r ON r.template = q.template
     WHERE
-        q.template = r.template
-        AND q.status IN ('sent', 'failed', 'cancelled')
+        q.status IN ('sent', 'failed', 'cancelled')
         AND greatest(q.sent_at, q.updated_at) < now() - make_interval(secs => $1::float8 * 86400)
         AND q.episode_at < now() - r.max_age - make_interval(secs => $4::float8 * 3600)
         AND (
@@ -29,7 +30,15 @@ dropped AS (
                 < now() - make_interval(secs => $3::float8 * 3600)
             )
         )
+),
+
+dropped AS (
+    DELETE FROM crm.email_queue AS q
+    USING due AS d
+    WHERE q.id = d.id AND q.status IN ('sent', 'failed', 'cancelled')
     RETURNING 1
 )
 
-SELECT count(*) AS rows FROM dropped
+SELECT
+    (SELECT count(*) FROM dropped) AS rows,
+    (SELECT count(*) FROM due) AS due

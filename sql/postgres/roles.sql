@@ -40,7 +40,7 @@ GRANT DELETE ON crm.user_segments TO searchflow_etl_mirror;
 
 GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
-GRANT SELECT (template, episode_at, status, created_at, updated_at, sent_at), DELETE
+GRANT SELECT (id, template, episode_at, status, created_at, updated_at, sent_at), DELETE
     ON crm.email_queue TO searchflow_prune;
 
 GRANT SELECT ON etl.sync_runs TO searchflow_status;

@@ -3,6 +3,8 @@
 -- unchanged mart costs a join and nothing else. $1 is the shard that is staged, $2 of how many.
 -- $3: new users go by a plain INSERT, which costs half of ON CONFLICT, but ends in a unique
 -- violation when another session has just added one of them.
+-- What was inserted and updated is what RETURNING answered, because a trigger may drop a row in
+-- silence; `unwritten` counts those.
 WITH changes AS MATERIALIZED (
     SELECT
         s.user_id,
@@ -32,6 +34,7 @@ added AS (
     -- On a first load in the order of the staging table, which is that of the key. Should two
     -- writers add the same users in another order and deadlock, the run is tried again.
     WHERE is_new AND $3::boolean
+    RETURNING 1
 ),
 
 written AS (
@@ -59,11 +62,22 @@ written AS (
             ELSE t.segment_changed_at
         END,
         synced_at = excluded.synced_at
+    -- Of a row that was there before, one of the two says so. (xmax cannot be read in a
+    -- partitioned table.)
+    RETURNING t.previous_segment IS NULL AND t.segment_changed_at = now() AS is_new
+),
+
+answered AS (
+    SELECT
+        (SELECT count(*) FROM added) + count(*) FILTER (WHERE is_new) AS inserted,
+        count(*) FILTER (WHERE NOT is_new) AS updated
+    FROM written
 )
 
 SELECT
-    count(*) FILTER (WHERE is_new) AS inserted,
-    count(*) FILTER (WHERE NOT is_new) AS updated,
+    (SELECT inserted FROM answered) AS inserted,
+    (SELECT updated FROM answered) AS updated,
+    count(*) - (SELECT inserted + updated FROM answered) AS unwritten,
     count(*) FILTER (WHERE moves) AS moved,
     -- What the churn guard compares with: counted only when it can matter.
     CASE

@@ -1,0 +1,335 @@
+"""Counts are what the database answered; what it dropped in silence fails the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+from conftest import segments
+from destinations import Mart, Select, digest, execute, last_run
+from test_email_histories import during_the_merge
+
+from etl import email_triggers, postgres, prune, queries, user_segments
+from etl.errors import SyncError
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
+
+OLD = "now() - interval '90 days'"
+CROWD = ", ".join(f"('crowd{n}', 'regular', 1, 0, 0)" for n in range(60))
+
+
+# What the trigger is for, and a row of the mart to come.
+SEGMENTS = {
+    "INSERT": "('new', 'regular', 1, 0, 0)",
+    "UPDATE": "('known', 'at_risk', 1, 0, 0)",
+    "DELETE": "('other', 'regular', 1, 0, 0)",
+}
+
+
+@pytest.mark.parametrize("event", SEGMENTS)
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_user_that_a_trigger_drops_fails_the_run(
+    mart: Mart, select: Select, event: str, partitioned: bool
+) -> None:
+    if partitioned:
+        partition()
+    mart(segments(f"('known', 'regular', 1, 0, 0), {CROWD}"))
+    user_segments.sync()
+    table = "crm.user_segments_1" if partitioned else "crm.user_segments"
+    drop_in(table, event, "('new', 'known')")
+    mart(segments(f"{SEGMENTS[event]}, ('more', 'regular', 1, 0, 0), {CROWD}"))
+
+    before = digest(select)
+    mirror = event == "DELETE"
+    said = failure(lambda: user_segments.sync(force=True, delete_missing=mirror))
+
+    assert "crm.user_segments: 1 rows were to be written or deleted and were not" in said
+    assert "trigger swallow (function crm.swallow)" in said
+    assert digest(select) == before
+    assert (last_run(select)["status"], last_run(select)["error"]) == ("failed", said)
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+def test_a_dry_run_tells_it_too(mart: Mart, event: str) -> None:
+    mart(segments("('known', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    drop_in("crm.user_segments", event, "('known', 'new')")
+    mart(segments("('known', 'at_risk', 1, 0, 0), ('new', 'regular', 1, 0, 0)"))
+
+    assert "trigger swallow" in failure(lambda: user_segments.sync(dry_run=True))
+
+
+def test_a_partitioned_target_is_counted_by_kind(mart: Mart) -> None:
+    partition()
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'regular', 2, 0, 0), ('c', 'x', 1, 0, 0)"))
+
+    result = user_segments.sync()
+
+    assert (result["inserted"], result["updated"], result["unchanged"]) == (1, 2, 0)
+
+
+def test_a_user_who_appears_during_the_merge_counts_as_updated(database: Connection) -> None:
+    """Its snapshot is older than the user, so that only what RETURNING answers can tell."""
+    frame = pl.DataFrame({"user_id": ["a", "b"], "segment": "x"}).with_columns(
+        pl.lit(1, pl.Int64).alias("total_searches"),
+        pl.lit(0, pl.Int64).alias("total_conversions"),
+        pl.lit(0).cast(pl.Decimal(14, 2)).alias("lifetime_value"),
+    )
+    postgres.stage(database, "staging", frame)
+    with postgres.session(Settings.from_environment(), "tests") as other:
+        postgres.execute(
+            other,
+            "INSERT INTO crm.user_segments (user_id, segment, total_searches, total_conversions,"
+            " lifetime_value, segment_changed_at)"
+            " VALUES ('b', 'new_user', 1, 0, 0, now() - interval '1 day')",
+        )
+        with ThreadPoolExecutor() as pool:
+            merging = pool.submit(postgres.merge, database, user_segments._MERGE, 0, 1, False)
+            waits = "SELECT FROM pg_catalog.pg_locks WHERE NOT granted"
+            while not postgres.select(other, waits):
+                assert not merging.done()
+            other.commit()
+            counts = merging.result()
+
+    assert (counts["inserted"], counts["updated"]) == (1, 1)
+
+
+MAILS = {
+    "queued": ("INSERT", "('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)"),
+    "cancelled": ("UPDATE", "('a', 'regular', 1, 0, 0)"),
+    "refreshed": ("UPDATE", "('a', 'at_risk', 2, 0, 0)"),
+    "pending again": ("UPDATE", "('a', 'at_risk', 1, 0, 0)"),
+}
+
+
+@pytest.mark.parametrize("outcome", MAILS)
+def test_a_mail_that_a_trigger_drops_fails_the_run(
+    mart: Mart, select: Select, outcome: str
+) -> None:
+    event, after = MAILS[outcome]
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), *visit())
+    email_triggers.sync()
+    if outcome == "pending again":
+        execute("UPDATE crm.email_queue SET status = 'cancelled', updated_at = now()")
+    drop_in("crm.email_queue", event, "('a', 'b')")
+    mart(segments(after), *visit())
+
+    before = digest(select)
+    said = failure(email_triggers.sync)
+
+    assert "crm.email_queue: 1 rows were to be written or deleted and were not" in said
+    assert "trigger swallow (function crm.swallow)" in said
+    assert digest(select) == before
+    assert last_run(select, "email_triggers")["status"] == "failed"
+
+
+def test_a_mail_that_another_program_queued_meanwhile_is_held_back(
+    mart: Mart, select: Select
+) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)"), *visit())
+    theirs = (
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        " VALUES ('a', 'newsletter', now(), 1, '{}')"
+    )
+
+    with during_the_merge(before=lambda _: execute(theirs)):
+        result = email_triggers.sync()
+
+    assert (result["inserted"], result["held_back"]) == (1, 1)
+    assert len(select("SELECT FROM crm.email_queue")) == 2
+
+
+def test_a_mail_that_another_program_took_meanwhile_is_left_to_it(
+    mart: Mart, select: Select
+) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), *visit())
+    email_triggers.sync()
+    mart(segments("('a', 'regular', 1, 0, 0)"), *visit())
+    take = "UPDATE crm.email_queue SET status = 'processing', updated_at = clock_timestamp()"
+
+    with during_the_merge(before=lambda _: execute(take)):
+        result = email_triggers.sync()
+
+    assert result["cancelled"] == 0
+    assert select("SELECT status FROM crm.email_queue") == [{"status": "processing"}]
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+def test_a_run_whose_ledger_row_is_dropped_fails(mart: Mart, select: Select, event: str) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    drop_in("etl.sync_runs", event, "('user_segments')", key="sync")
+
+    said = failure(user_segments.sync)
+
+    assert "etl.sync_runs: 1 rows" in said
+    assert "trigger swallow" in said
+    assert not select("SELECT FROM crm.user_segments")
+
+
+def test_a_run_whose_rejects_are_dropped_fails(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUARD_MAX_REJECTED", "1")
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', NULL, 1, 0, 0), ('c', NULL, 1, 0, 0)"))
+    drop_in("etl.rejected_rows", "INSERT", "('b')", key="key")
+
+    said = failure(user_segments.sync)
+
+    assert "etl.rejected_rows: 1 rows" in said
+    assert not select("SELECT FROM crm.user_segments")
+
+
+@pytest.mark.parametrize("table", ["crm.user_segments", "etl.rejected_rows", "etl.sync_runs"])
+def test_a_rule_that_drops_rows_fails_the_run_and_is_named(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    monkeypatch.setenv("GUARD_MAX_REJECTED", "1")
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', NULL, 1, 0, 0)"))
+    execute(f"CREATE RULE quiet AS ON INSERT TO {table} DO INSTEAD NOTHING")
+
+    said = failure(user_segments.sync)
+
+    assert "rule quiet" in said
+    assert not select("SELECT FROM crm.user_segments")
+
+
+@pytest.mark.parametrize(
+    ("table", "fill"),
+    [
+        (
+            "etl.rejected_rows",
+            "INSERT INTO etl.rejected_rows (run_id, sync, key, reasons, row, rejected_at)"
+            f" SELECT 'r', 's', n, '{{}}', '{{}}', {OLD} FROM unnest('{{a,b}}'::text[]) AS n",
+        ),
+        (
+            "etl.sync_runs",
+            "INSERT INTO etl.sync_runs (run_id, sync, shard, shards, status, started_at,"
+            " finished_at, forced, version, host, started_by)"
+            f" SELECT n, 's', 0, 1, 'ok', {OLD} + make_interval(secs => ascii(n)), {OLD}, false,"
+            " '', '', '' FROM unnest('{a,b,c}'::text[]) AS n",
+        ),
+        (
+            "crm.email_queue",
+            "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload,"
+            " status, created_at, updated_at, sent_at)"
+            " SELECT n, 'abandoned_search', d, 1, '{}', 'sent', d, d, d"
+            f" FROM unnest('{{a,b}}'::text[]) AS n, (SELECT {OLD}) AS o(d)",
+        ),
+    ],
+    ids=lambda value: value.partition(" ")[0],
+)
+def test_what_prune_cannot_drop_fails_it(select: Select, table: str, fill: str) -> None:
+    execute(fill)
+    key = {"etl.rejected_rows": "key", "etl.sync_runs": "run_id"}.get(table, "user_id")
+    drop_in(table, "DELETE", "('a')", key=key)
+    before = len(select(f"SELECT FROM {table}"))
+
+    said = failure(lambda: prune.prune(30))
+
+    assert f"{table}: 1 rows were to be written or deleted and were not" in said
+    assert "trigger swallow" in said
+    assert len(select(f"SELECT FROM {table}")) == before
+
+
+# File, what it says, what it would say, and what the run says to that.
+RENAMED = [
+    ("user_segments", "AS moved", "AS moving", "moved is missing, moving is"),
+    ("user_segments", "AS updated,", "AS updated, 1 AS more,", "more is not known"),
+    ("user_segments", "AS unwritten", "AS gone", "unwritten is missing"),
+    ("user_segments", "AS target_rows", "AS rows", "target_rows is missing"),
+    ("user_segments_mirror", "AS deleted", "AS removed", "deleted is missing"),
+    ("email_triggers", "AS queued", "AS adding", "queued is missing"),
+    ("email_triggers", "    withdrawn,\n", "    NULL AS withdrawn,\n", "withdrawn is null"),
+]
+
+
+@pytest.mark.parametrize("renamed", RENAMED, ids=lambda renamed: renamed[2].strip())
+def test_counts_have_the_names_that_the_run_expects(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, renamed: tuple[str, str, str, str]
+) -> None:
+    file, was, now, said = renamed
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    change(monkeypatch, file, was, now)
+
+    error = failure(
+        email_triggers.sync
+        if file == "email_triggers"
+        else lambda: user_segments.sync(delete_missing=True)
+    )
+
+    assert f"sql/postgres/{file}.sql: wrong counts: " in error
+    assert said in error
+    assert not select("SELECT FROM crm.user_segments UNION ALL SELECT FROM crm.email_queue")
+
+
+def test_more_or_fewer_rows_than_were_sent_are_noticed(database: Connection) -> None:
+    class Longer(pl.DataFrame):
+        """A frame that believes in one row more."""
+
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    with pytest.raises(SyncError, match="2 rows were sent and 1 taken"):
+        postgres.stage_parts(database, "staging", [Longer({"user_id": ["a"]})])
+
+
+# Helpers
+
+
+def failure(run: Callable[[], object]) -> str:
+    with pytest.raises(SyncError) as failed:
+        run()
+    assert failed.value.exit_code == 1
+    return str(failed.value)
+
+
+def drop_in(table: str, event: str, keys: str, key: str = "user_id") -> None:
+    """A trigger as an unlucky admin writes it: for some rows it returns NULL."""
+    row = "OLD" if event == "DELETE" else "NEW"
+    execute(
+        f"""
+        CREATE FUNCTION crm.swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF {row}.{key} IN {keys} THEN RETURN NULL; END IF;
+            RETURN {row};
+        END $$
+        """,
+        f"CREATE TRIGGER swallow BEFORE {event} ON {table} FOR EACH ROW"
+        " EXECUTE FUNCTION crm.swallow()",
+    )
+
+
+def partition() -> None:
+    """Make crm.user_segments a table of one partition, which has the triggers of the tests."""
+    execute(
+        "ALTER TABLE crm.user_segments RENAME TO user_segments_1",
+        "CREATE TABLE crm.user_segments (LIKE crm.user_segments_1 INCLUDING ALL)"
+        " PARTITION BY HASH (user_id)",
+        "ALTER TABLE crm.user_segments ATTACH PARTITION crm.user_segments_1"
+        " FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+    )
+
+
+def visit() -> list[str]:
+    """One visit for all, the same whenever the mart is built."""
+    return ["UPDATE mart_user_segments SET last_seen_at = date_trunc('day', now())"]
+
+
+def change(monkeypatch: pytest.MonkeyPatch, file: str, was: str, now: str) -> None:
+    """Let one of the service's SQL files say something else."""
+    load = queries.load
+
+    def changed(*parts: str) -> str:
+        text = load(*parts)
+        if parts != ("postgres", file):
+            return text
+        assert was in text
+        return text.replace(was, now)
+
+    monkeypatch.setattr(queries, "load", changed)
