@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 NOTEBOOK := .venv-notebook
 AIRFLOW := .venv-airflow
+TOOLS := .venv-tools
 COMPOSE ?= docker compose
 SECRETS := secrets
 export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
@@ -63,7 +64,7 @@ bench: setup ## each sync beside its limit and its rivals (N=20000 for a small o
 
 bench-setup: ## .venv-bench: what the bench measures beside this project
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --require-hashes -r benchmarks/requirements.lock
 
 notebook: $(NOTEBOOK)/ready ## open notebooks/explore.ipynb in JupyterLab
 	$(NOTEBOOK)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
@@ -120,26 +121,28 @@ build: setup ## wheel and sdist in dist/
 	rm -rf dist
 	$(RUN) -m build --no-isolation
 
-lock: setup ## pin the dependencies anew, with hashes
-	$(RUN) -m pip install --quiet uv
-	$(VENV)/bin/uv pip compile $(LOCK) pyproject.toml -o requirements.lock
-	$(VENV)/bin/uv pip compile $(LOCK) --all-extras --group dev -c requirements.lock \
-		pyproject.toml -o requirements-dev.lock
-	$(VENV)/bin/uv pip compile $(LOCK) --all-extras --group notebook -c requirements-dev.lock \
-		pyproject.toml -o requirements-notebook.lock
-	$(VENV)/bin/uv pip compile $(LOCK) -c requirements-dev.lock --group build \
-		-o requirements-build.lock
-	$(VENV)/bin/uv pip compile $(LOCK) -c requirements-dev.lock pyproject.toml \
-		tests/airflow/requirements.in -o tests/airflow/requirements.lock
+lock: $(TOOLS)/ready ## pin the dependencies anew, with hashes
+	$(PIN) pyproject.toml -o requirements.lock
+	$(PIN) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(PIN) --all-extras --group notebook -c requirements-dev.lock pyproject.toml \
+		-o requirements-notebook.lock
+	$(PIN) -c requirements-dev.lock --group build -o requirements-build.lock
+	$(PIN) --group tools -o requirements-tools.lock
+	$(PIN) -c requirements-dev.lock pyproject.toml tests/airflow/requirements.in \
+		-o tests/airflow/requirements.lock
+	$(PIN) benchmarks/requirements.in -o benchmarks/requirements.lock
+	$(PIN) tests/dbt_project/requirements.in -o tests/dbt_project/requirements.lock
 
-LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links
+PIN := $(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-audit: ## ask the package index what it knows of vulnerabilities in what is pinned
-	$(PYTHON) -m venv .venv-audit
-	.venv-audit/bin/python -m pip install --quiet pip-audit
-	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock \
-		-r requirements-build.lock
+$(TOOLS)/ready: requirements-tools.lock
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --require-hashes -r requirements-tools.lock
+	@touch $@
+
+audit: $(TOOLS)/ready ## ask the package index what it knows of vulnerabilities in what is pinned
+	$(TOOLS)/bin/python .ci/audit.py
 
 clean: ## remove .venv, the demo's data and what was built
 	rm -rf .venv .venv-* .demo dist
