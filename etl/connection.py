@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl import log, postgres_errors, queries
 from etl.errors import Lost, SyncError
+from etl.login import CONNECT_SECONDS, login
 from etl.settings import hidden
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-CONNECT_SECONDS = 10
 LOCK_SECONDS = 30  # a lock that somebody else holds for this long is a reason to stop and say so
 _GRACE_SECONDS = 5  # the client waits so much longer than the server, which explains itself better
 STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
@@ -208,40 +208,9 @@ def lock_seconds(settings: Settings) -> float:
 
 
 def _open(settings: Settings, purpose: str) -> Connection:
-    from adbc_driver_postgresql import dbapi
-
-    raw = dbapi.connect(
-        _conninfo(settings, f"{purpose} {os.getpid()}@{hidden(socket.gethostname())}"),
-        # The driver's own default reads all of pg_attribute first: 40 ms.
-        db_kwargs={"adbc.postgresql.type_resolver_mode": "builtin"},
-    )
+    raw = login(settings, f"{purpose} {os.getpid()}@{hidden(socket.gethostname())}")
     limits = (settings.postgres_statement_timeout, lock_seconds(settings))
     milliseconds = tuple(f"{seconds * 1000:.0f}" for seconds in limits)
     (own,) = rows(raw, queries.load("postgres", "session"), milliseconds)
     raw.commit()
     return Connection(raw, settings, own["pid"])
-
-
-def _conninfo(settings: Settings, application: str) -> str:
-    parts = {
-        "host": settings.postgres_host,
-        "port": settings.postgres_port,
-        "dbname": settings.postgres_db,
-        "user": settings.postgres_user,
-        "password": settings.postgres_password,
-        "application_name": application,
-        "connect_timeout": CONNECT_SECONDS,
-        # A network that drops everything is noticed in 25 s; session.sql asks the same of the
-        # server, so that a lock is not held for long by a client that is gone.
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 25_000,
-    }
-    return " ".join(f"{key}={_quoted(value)}" for key, value in parts.items() if value is not None)
-
-
-def _quoted(value: object) -> str:
-    """Quote a conninfo value as libpq asks for it, so that any character may be in a password."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

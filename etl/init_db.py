@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from etl import failure, postgres, queries
+from etl import failure, postgres, queries, trust
 from etl.errors import SyncError
 from etl.settings import Settings
 
@@ -21,11 +21,12 @@ def init_db() -> list[str]:
     later one wait behind it.
 
     Raises:
-        SyncError: Postgres cannot be reached, does not let this role create tables, or a table
-            to complete is locked; nothing was made.
+        SyncError: Postgres cannot be reached, does not let this role create tables, a table
+            to complete is locked, or what is there belongs to a stranger; nothing was made.
     """
     settings = Settings.from_environment()
     with postgres.session(settings, "etl.init_db") as connection:
+        trust.check(connection, settings)
         if not _missing(connection):
             return []
         # Two at once would make the same table, and one of them would fail.
@@ -33,6 +34,7 @@ def init_db() -> list[str]:
         missing = _missing(connection)
         for name, ddl in missing.items():
             _within_two_seconds(connection, settings, ddl, name)
+        trust.check(connection, settings)  # somebody may have made one of them just before us
         connection.commit()
     return list(missing)
 

@@ -43,13 +43,14 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     """
     import orjson
 
-    from etl import postgres
+    from etl import postgres, trust
 
     _check(days)
     settings = Settings.from_environment()
     rules = orjson.dumps(_rules()).decode()
     hours = (settings.email_min_gap_hours, settings.guard_max_age_hours)
     with postgres.session(settings, "etl.prune") as connection:
+        trust.check(connection, settings)
         dropped = {
             "etl.sync_runs": _drop(connection, "etl.sync_runs", "runs", days),
             "etl.rejected_rows": _drop(connection, "etl.rejected_rows", "rejects", days),

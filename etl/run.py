@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from polars.exceptions import PanicException
 
-from etl import failure, ledger, log, postgres, retry, signals
+from etl import failure, ledger, log, postgres, retry, signals, trust
 from etl.connection import STOP_SECONDS, in_thread
 from etl.errors import Lost, Stopped, SyncError
 from etl.options import Options, SyncResult
@@ -127,6 +127,7 @@ def _open(run: Run) -> None:
             lambda error: isinstance(error, Lost),
             "server.lost",
         )
+        trust.check(run.connection, run.settings)
         run.in_ledger = not run.options.dry_run
         ledger.lock(run)
         run.previous = run.previous or ledger.previous(run)
@@ -195,6 +196,7 @@ def _record_apart(run: Run, status: str, error: str) -> None:
     """Write the ledger row on a connection of its own."""
     try:
         with postgres.session(run.settings, f"etl.{run.sync}") as connection:
+            trust.check(connection, run.settings)
             if ledger.record(connection, run, status, error):
                 ledger.keep_rejects(connection, run)
             connection.commit()

@@ -73,9 +73,11 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
     Raises:
         SyncError: Postgres cannot be reached or read.
     """
-    from etl import postgres
+    from etl import postgres, trust
 
-    with postgres.session(Settings.from_environment(), "etl.status") as connection:
+    settings = Settings.from_environment()
+    with postgres.session(settings, "etl.status") as connection:
+        trust.check(connection, settings)
         # Before the runs: whoever began before `now` and still runs then holds a lock now.
         held = {
             sync

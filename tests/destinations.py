@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from conftest import ROOT
@@ -17,6 +17,9 @@ from etl import ledger, postgres
 from etl.options import Options
 from etl.settings import Settings
 from etl.state import Run
+
+if TYPE_CHECKING:
+    from demo.embedded import Servers
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]
@@ -43,6 +46,15 @@ def dump(keys: redis.Redis) -> dict[Any, Any]:
 def execute(*statements: str) -> None:
     """Change the database for everybody to see."""
     with postgres.session(Settings.from_environment(), "tests") as connection:
+        for statement in statements:
+            postgres.execute(connection, statement)
+        connection.commit()
+
+
+def as_superuser(servers: Servers, *statements: str) -> None:
+    """Change what only an admin may change."""
+    environment = {**servers.environment, "POSTGRES_USER": "postgres"}
+    with postgres.session(Settings.from_environment(environment), "tests") as connection:
         for statement in statements:
             postgres.execute(connection, statement)
         connection.commit()

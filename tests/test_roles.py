@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, execute, last_run
+from destinations import Mart, Select, as_superuser, execute, last_run
 
 from etl import email_triggers, postgres, queries, recommendations, user_segments
 from etl.errors import Refused, SyncError
@@ -319,14 +319,6 @@ GRANTED = """
 """
 
 
-def as_superuser(servers: Servers, *statements: str) -> None:
-    environment = {**servers.environment, "POSTGRES_USER": "postgres"}
-    with postgres.session(Settings.from_environment(environment), "tests") as connection:
-        for statement in statements:
-            postgres.execute(connection, statement)
-        connection.commit()
-
-
 def _run_roles_sql(servers: Servers, user: str = "postgres") -> list[str]:
     """Run it twice; return the statements that it advises in its warnings."""
     psql = shlex.split(servers.psql.replace("//airflow@", f"//{user}@"))
@@ -338,7 +330,7 @@ def _run_roles_sql(servers: Servers, user: str = "postgres") -> list[str]:
 
 
 def _drop_roles() -> list[str]:
-    roles = [f"searchflow_{role}" for role in ROLES]
+    roles = [f"searchflow_{role}" for role in (*ROLES, "owner")]
     return [f"DROP OWNED BY {', '.join(roles)}", f"DROP ROLE {', '.join(roles)}"]
 
 

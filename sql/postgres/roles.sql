@@ -8,13 +8,14 @@
 -- searchflow_status      python -m etl.status; sees nothing personal
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
 -- searchflow_reader      readers of crm
+-- searchflow_owner       no rights; its members may own schemas and tables (see strangers.sql)
 
 -- An admin must not call somebody else's format(text, text) of the schema public.
 SET search_path = pg_catalog, pg_temp;
 
 \set jobs 'searchflow_etl, searchflow_prune, searchflow_status'
 \set roles :jobs ', searchflow_mailer, searchflow_reader'
-\set all :roles ', searchflow_etl_mirror'
+\set all :roles ', searchflow_etl_mirror, searchflow_owner'
 
 SELECT format('CREATE ROLE %I NOLOGIN', role)
 FROM unnest(string_to_array(:'all', ', ')) AS role

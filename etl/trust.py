@@ -1,0 +1,42 @@
+"""Refuse to work on schemas and tables of strangers: what triggers they have would run as us."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import orjson
+
+from etl import postgres, queries
+from etl.errors import SyncError
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
+    from etl.settings import Settings
+
+
+def check(connection: Connection, settings: Settings) -> None:
+    """Look at who owns the schemas crm and etl and the tables of schema.sql, before any use.
+
+    Raises:
+        SyncError: an owner is nobody of ours (docs/deployment.md says who is), or another table
+            inherits from one of these; nothing was read or written.
+    """
+    names = re.findall(r"^-- makes: (\S+)$", queries.load("postgres", "schema"), re.MULTILINE)
+    found = postgres.ask(connection, "strangers", orjson.dumps(names).decode())
+    if not found:
+        return
+    first = found[0]
+    if first["parent"] is None:
+        theirs = ", ".join(row["name"] for row in found if row["owner"] == first["owner"])
+        said = (
+            f"{theirs}: owned by {first['owner']}, whose triggers would run with the rights of"
+            f" {settings.postgres_user}; drop it, change its owner or, if that is right, GRANT"
+            f" searchflow_owner TO {first['owner']} (docs/deployment.md)"
+        )
+    else:
+        said = (
+            f"{first['name']} inherits from {first['parent']}, whose rows its own would be taken"
+            f" for; ALTER TABLE {first['name']} NO INHERIT {first['parent']}"
+        )
+    raise SyncError(f"Postgres ({settings.postgres_address}): {said}")

@@ -1,0 +1,53 @@
+-- Which of our schemas, of the tables $1 (a JSON list of names) and of those below them must not be
+-- touched: what a stranger owns, because its triggers would run with our rights, and tables that
+-- inherit, because their rows would count as rows of ours. Partitions do not count as inheritance.
+-- Ours are superusers, the database's owner, the role that is connected and the roles whose rights
+-- it has, and members of searchflow_owner (a superuser has the rights of all, and trusts fewer).
+WITH RECURSIVE tables AS (
+    SELECT
+        c.oid,
+        c.relowner AS owner,
+        n.nspname || '.' || c.relname AS name,
+        NULL COLLATE "C" AS parent
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE
+        n.nspname IN ('crm', 'etl')
+        AND c.relkind NOT IN ('i', 'I')
+        AND n.nspname || '.' || c.relname IN (SELECT jsonb_array_elements_text($1::jsonb))
+    UNION ALL
+    SELECT
+        c.oid,
+        c.relowner,
+        n.nspname || '.' || c.relname,
+        CASE WHEN NOT c.relispartition THEN t.name END
+    FROM tables AS t
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = t.oid
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+),
+
+found AS (
+    SELECT 'schema ' || n.nspname AS name, n.nspowner AS owner, NULL AS parent
+    FROM pg_catalog.pg_namespace AS n
+    WHERE n.nspname IN ('crm', 'etl')
+    UNION ALL
+    SELECT t.name, t.owner, t.parent FROM tables AS t
+)
+
+SELECT f.name, r.rolname::text AS owner, f.parent
+FROM found AS f
+JOIN pg_catalog.pg_roles AS r ON r.oid = f.owner
+JOIN pg_catalog.pg_roles AS me ON me.rolname = current_user
+JOIN pg_catalog.pg_database AS d ON d.datname = current_database()
+LEFT JOIN pg_catalog.pg_roles AS o ON o.rolname = 'searchflow_owner'
+WHERE
+    f.parent IS NOT NULL
+    OR NOT (
+        r.rolsuper
+        OR r.rolname = 'pg_database_owner'
+        OR pg_has_role(r.oid, d.datdba, 'MEMBER')
+        OR CASE WHEN me.rolsuper THEN r.oid = me.oid ELSE pg_has_role(r.oid, 'USAGE') END
+        OR coalesce(pg_has_role(r.oid, o.oid, 'MEMBER'), false)
+    )
+ORDER BY f.parent IS NOT NULL, f.name NOT LIKE 'schema %', f.name
