@@ -52,8 +52,8 @@ def configure() -> str:
     """Send events to stderr: readable on a terminal, JSON lines otherwise; LOG_FORMAT overrides.
 
     Returns:
-        text or json. As text an event leaves out its `error`: the command line tells that once,
-        at the end.
+        text or json. As text, for people, an event leaves out its `error`, which the command
+        line tells once, at the end, and a `reason` that was told before.
     """
     style = os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
     if style not in ("text", "json"):
@@ -67,11 +67,18 @@ def configure() -> str:
 
 
 class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[Any] = set()
+
     def format(self, record: logging.LogRecord) -> str:
         moment = dt.datetime.fromtimestamp(record.created).astimezone()
         fields = dict(getattr(record, "etl_fields", {}))
         run_id = str(fields.pop("run_id", ""))[:8]
-        fields.pop("error", None)
+        self._told.add(fields.pop("error", None))
+        if (reason := fields.get("reason")) in self._told:
+            fields.pop("reason", None)
+        self._told.add(reason)
         parts = [f"{moment:%H:%M:%S}", run_id, _event(record)]
         if record.levelno > logging.INFO:
             parts.insert(1, record.levelname.lower())
