@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +143,20 @@ def test_a_statement_over_tls_can_be_stopped(
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize(("required", "is_sent"), [("password", True), ("scram-sha-256", False)])
+def test_whoever_answers_in_the_servers_place_gets_no_password_with_requireauth(
+    required: str, is_sent: bool, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(ONE_USER)
+    with _impostor() as (port, sent), monkeypatch.context() as environment:
+        given = {"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}
+        _set(environment, {**given, "PGREQUIREAUTH": required, "POSTGRES_PASSWORD": "s3cret!"})
+        with pytest.raises(SyncError):
+            user_segments.sync()
+
+    assert (b"s3cret!" in b"".join(sent)) is is_sent
+
+
 # Helpers
 
 ONE_USER = segments("('a', 'at_risk', 1, 0, 0)")
@@ -153,6 +169,28 @@ def _strict(port: int, papers: Certificates) -> Given:
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": str(papers.ca_file),
     }
+
+
+@contextmanager
+def _impostor() -> Iterator[tuple[int, list[bytes]]]:
+    """A port that has no TLS and asks for the password in clear; and what is sent to it."""
+    sent: list[bytes] = []
+
+    def answer(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listening.accept()
+                with client:
+                    client.settimeout(5)
+                    while len(said := client.recv(4096)) == 8:  # "do you speak TLS?"
+                        client.sendall(b"N")
+                    client.sendall(b"R\0\0\0\x08\0\0\0\x03")
+                    sent.extend([said, client.recv(4096)])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=[listening], daemon=True).start()
+        yield listening.getsockname()[1], sent
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def _refusal(given: Given, mart: Mart, monkeypatch: pytest.MonkeyPatch) -> str:
