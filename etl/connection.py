@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl import log, postgres_errors, queries
+from etl import log, postgres_errors, queries, sessions
 from etl.errors import Lost, SyncError
 from etl.login import CONNECT_SECONDS, login
 from etl.settings import hidden
@@ -123,7 +123,7 @@ class Connection:
         with suppress(SyncError), session(self._settings, "etl.look") as other:
             sql = queries.load("postgres", "blockers")
             blockers = other.call(partial(rows, sql=sql, parameters=(self._pid,)))
-            self._blocker = ", ".join(blocker["who"] for blocker in blockers)
+            self._blocker = "; ".join(sessions.described(blocker) for blocker in blockers)
         if self._blocker:
             log.warning("lock.blocked", by=self._blocker)
 
@@ -166,7 +166,8 @@ def connect(settings: Settings, purpose: str) -> Connection:
         return future.result()
     except dbapi.Error as error:
         # Its frames hold the conninfo, password and all, which some tracebacks show.
-        raise postgres_errors.explained(error, settings) from error.with_traceback(None)
+        problem = postgres_errors.explained(error, settings, connecting=True)
+        raise problem from error.with_traceback(None)
 
 
 @contextmanager

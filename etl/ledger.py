@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import __version__, log, postgres
+from etl import __version__, log, postgres, sessions
 from etl.errors import SyncError
 from etl.settings import hidden
 from etl.state import Previous
@@ -130,10 +130,8 @@ def _holder(run: Run) -> str | None:
     holders = postgres.ask(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
     if not holders:
         return None
-    who, _, process = holders[0]["who"].rpartition(" ")
-    pid, _, host = process.partition("@")
-    name = f"{who} pid {pid} on {host}" if who and host else f"a session named {holders[0]['who']}"
-    return f"{name}, since {holders[0]['since']}; wait for it (--wait SECONDS) or end it"
+    who, end = sessions.described(holders[0]), sessions.ending(holders[0])
+    return f"its lock is held by {who}; wait for it (--wait SECONDS) or end it ({end})"
 
 
 def _part(run: Run) -> tuple[int | None, int | None]:

@@ -1,76 +1,144 @@
-"""What Postgres and its driver complain of, as one line: what, where, what to do."""
+"""What Postgres and its driver complain of, as one line: what, where, what to do.
+
+A server's words are repeated where they can only name objects and settings. Where they may quote a
+row, the SQLSTATE is put in words of ours; DETAIL, CONTEXT and statements are never repeated.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from etl import postgres_causes
 from etl.errors import Lost, SyncError
+from etl.redact import one_line
 
 if TYPE_CHECKING:
     from etl.settings import Settings
 
-_UNDEFINED = {"3F000", "42P01", "42703"}  # schema, table, column
-_INIT = "run `python -m etl.init_db` (make init-db) to bring the database up to date"
+# Classes of SQLSTATE whose messages name tables, columns, constraints, roles and settings only.
+_NAMES_ONLY = re.compile("08|0A|2[1356]|28|2B|3B|3D|3F|4[024]|5[34578]")
 
-# The server is going down, coming up or full, or it undid our work for another session's sake:
-# the same may well succeed in a moment.
-_PASSING = re.compile(r"08...|57P0[123]|53300|40001|40P01")
-# The same as libpq words it, which has no SQLSTATE for what comes of the network.
-_CUT = re.compile(r"connect|could not (send|receive|translate)|SSL SYSCALL|timeout|timed out")
-_FOR_GOOD = re.compile(
-    r"password|pg_hba|does not exist|certificate|not support SSL|SSL error|error state|invalid"
-)
+# The others by SQLSTATE or class: `invalid input syntax for type integer: "anna@example.com"`.
+_OUR_WORDS = {
+    "22001": "a value is too long for its column",
+    "22003": "a number is out of range for its column",
+    "22021": "a text that its encoding does not allow",
+    "22P02": "a value that the type of its column does not allow",
+    "22P05": "a character that the encoding of the database cannot hold",
+    "22": "a value that cannot be stored or computed",
+    "P0": "a function raised an error",
+    "": "an error that only the server's log explains",
+}
+
+# `PL/pgSQL function crm.check_it() line 3 at RAISE`, in any language: what a function raises may
+# hold a row whatever its SQLSTATE, which RAISE can choose.
+_IN_A_FUNCTION = re.compile(r"\bPL/|\bpl(?:v8|r|java|rust)\b", re.IGNORECASE)
+_FUNCTION = re.compile(r"\bPL/.*?([\w.$]+)\(")
+_COPIED_COLUMN = re.compile(r"^COPY \w+, \S+ \d+, \S+ (\w+)")
+
+# libpq heads what a server says with its severity in the server's language and two spaces.
+_SERVER_SAYS = re.compile(r"(?:^|[\s:])([^\s:]+(?: [^\s:]+)?) ?:  (\S[^\n]*)")
+_TO_SERVER = re.compile(r"connection to server (?:at|on) (.*?) failed: (.*)", re.DOTALL)
+
+_LONGEST = 300  # characters of a message from outside
 
 
-def explained(error: BaseException, settings: Settings, blocker: str = "") -> SyncError:
-    """Turn a driver's error into one line: what, where, what to do."""
+@dataclass(frozen=True)
+class _Heard:
+    """What an error says: who (a SQLSTATE, `refused`, `libpq` or `driver`), and safe words."""
+
+    who: str
+    words: str
+
+    @property
+    def cause(self) -> postgres_causes.Cause:
+        """What to do about it, and whether it may pass."""
+        return postgres_causes.find(f"{self.who} {self.words}")
+
+
+def explained(
+    error: BaseException, settings: Settings, blocker: str = "", *, connecting: bool = False
+) -> SyncError:
+    """Turn a driver's error into one line, and take all that may be personal out of the error.
+
+    Args:
+        error: the driver's; it stays fit to be the cause of what is returned.
+        settings: for names in the advice.
+        blocker: who holds the lock that was waited for, if that is known.
+        connecting: no statement of ours was begun; what a server says then is a refusal.
+    """
     sqlstate = getattr(error, "sqlstate", None)
-    message = _primary_message(error)
-    advice = _advice(sqlstate, message, settings, blocker)
-    kind = Lost if _may_pass(sqlstate, message) else SyncError
-    problem = kind(f"Postgres ({settings.postgres_address}): {message}{advice}")
+    heard = _answer(sqlstate, _fields(error)) if sqlstate else _heard(str(error), connecting)
+    advice = heard.cause.advice.format(
+        user=settings.postgres_user,
+        seconds=f"{settings.postgres_statement_timeout:g}",
+        blocker=blocker or "another session",
+    )
+    if not advice and sqlstate and sqlstate not in heard.words:
+        advice = f" (SQLSTATE {sqlstate})"
+    words = one_line(heard.words, settings.secrets)[:_LONGEST]
+    kind = Lost if heard.cause.passes else SyncError
+    problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
+    error.args, error.details = (words,), []  # type: ignore[attr-defined]
     return problem
 
 
-def _advice(sqlstate: str | None, message: str, settings: Settings, blocker: str) -> str:
-    if sqlstate in _UNDEFINED:
-        return f"; {_INIT}"
-    if sqlstate == "42501":
-        return f"; grant it to {settings.postgres_user}"
-    if sqlstate == "55P03" and blocker:
-        return f": {blocker} holds it; wait for it or end it"
-    if sqlstate == "57014" and "timeout" in message:
-        seconds = settings.postgres_statement_timeout
-        return f"; a statement may take {seconds:g} s (POSTGRES_STATEMENT_TIMEOUT)"
-    if sqlstate is None and "connect" in message:
-        return f"; {_connect_hint(message)}"
-    return f" (SQLSTATE {sqlstate})" if sqlstate else ""
+def _fields(error: BaseException) -> dict[str, str]:
+    details = getattr(error, "details", None) or []
+    return {
+        key.decode().removeprefix("PG_DIAG_"): value.decode(errors="replace")
+        for key, value in details
+    }
 
 
-def _may_pass(sqlstate: str | None, message: str) -> bool:
-    if sqlstate is not None:
-        return bool(_PASSING.fullmatch(sqlstate))
-    return bool(_CUT.search(message)) and not _FOR_GOOD.search(message)
+def _answer(sqlstate: str, fields: dict[str, str]) -> _Heard:
+    """What a server answered to a statement."""
+    context = fields.get("CONTEXT", "")
+    if _IN_A_FUNCTION.search(context):
+        found = _FUNCTION.search(context.split("\n", maxsplit=1)[0])
+        name = f"the function {found[1]}" if found else "a function"
+        return _Heard(sqlstate, f"{name} raised an error (SQLSTATE {sqlstate})")
+    if _NAMES_ONLY.match(sqlstate) and (primary := fields.get("MESSAGE_PRIMARY")):
+        return _Heard(sqlstate, primary)
+    words = next(_OUR_WORDS[key] for key in (sqlstate, sqlstate[:2], "") if key in _OUR_WORDS)
+    return _Heard(sqlstate, f"{words} ({_place(fields)}SQLSTATE {sqlstate})")
 
 
-def _primary_message(error: BaseException) -> str:
-    """The server's own first line: no DETAIL, which holds row values, and no query text."""
-    for key, value in getattr(error, "details", None) or []:
-        if key == b"PG_DIAG_MESSAGE_PRIMARY":
-            return " ".join(value.decode(errors="replace").split())
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    first = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", first)
-    first = first.replace("Failed to connect: connection to server at ", "cannot connect to ")
-    return first.replace("Failed to connect: ", "cannot connect: ")
+def _place(fields: dict[str, str]) -> str:
+    """The column that a value was for, as far as the server names it."""
+    copied = _COPIED_COLUMN.match(fields.get("CONTEXT", ""))
+    column = fields.get("COLUMN_NAME") or (copied[1] if copied else "")
+    table = ".".join(fields[key] for key in ("SCHEMA_NAME", "TABLE_NAME") if key in fields)
+    named = (("column", column), ("table", table), ("type", fields.get("DATATYPE_NAME")))
+    return "".join(f"{what} {name}, " for what, name in named if name)
 
 
-def _connect_hint(message: str) -> str:
-    if re.search("certificate|SSL|sslmode", message):
-        return "check PGSSLMODE, PGSSLROOTCERT and POSTGRES_HOST"
-    if "password" in message or "no pg_hba.conf entry" in message:
-        return "check POSTGRES_USER and POSTGRES_PASSWORD"
-    if "database" in message and "does not exist" in message:
-        return "check POSTGRES_DB"
-    return "is it up, and are POSTGRES_HOST and POSTGRES_PORT right?"
+def _heard(text: str, connecting: bool) -> _Heard:
+    """What an error without SQLSTATE says: libpq or the driver made it, or a server that hung up.
+
+    After the first statement of ours a connection that libpq calls cut is that and no refusal,
+    whatever the server said before.
+    """
+    text = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)
+    if connecting:
+        attempts = [_attempt(one) for one in re.split(r"\n(?=connection to server )", text)]
+        refusals = [heard for heard in attempts if heard.who == "refused"]
+        return next((one for one in refusals if not one.cause.passes), (refusals or attempts)[0])
+    if (cut := postgres_causes.CUT.search(text)) and "Python exception" not in text:
+        return _Heard("libpq", cut[0])
+    # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.
+    return _Heard("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
+
+
+def _attempt(text: str) -> _Heard:
+    """How one of a host's addresses answered."""
+    where = _TO_SERVER.match(text := text.removeprefix("Failed to connect: "))
+    server, said = (f"cannot connect to {where[1]}: ", where[2]) if where else ("", text)
+    if spoken := _SERVER_SAYS.search(said):
+        return _Heard("refused", f"{server}{spoken[2]}")
+    cut = None if where else postgres_causes.CUT.search(said)
+    words = cut[0] if cut else said.partition("\n")[0]
+    return _Heard("libpq", f"{server or 'cannot connect: '}{words}")

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import command, results, segments
+from conftest import ROOT, command, results, segments
 from destinations import Mart, Select, last_run, lock_held, stuck
 
-from etl import email_triggers, postgres, recommendations, user_segments
+from etl import email_triggers, postgres, recommendations, sessions, user_segments
 from etl.errors import SyncError, UsageError
 from etl.ledger import Busy
 from etl.options import Options
 from etl.run import Run
 from etl.settings import Settings
 
-HOLDER = rf"pid {os.getpid()} on {socket.gethostname()}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+if TYPE_CHECKING:
+    from demo.embedded import Servers
+
+HOLDER = (
+    r"its lock is held by pid \d+, role airflow, [a-z ]+,"
+    r" since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC,"
+    rf' which calls itself "etl\.\w+ {os.getpid()}@{socket.gethostname()}"; wait for it'
+)
 
 
 def test_a_second_run_ends_with_1_and_names_the_first(mart: Mart, select: Select) -> None:
@@ -31,8 +41,8 @@ def test_a_second_run_ends_with_1_and_names_the_first(mart: Mart, select: Select
     (result,) = results(second)
     assert second.returncode == 1
     assert result["status"] == "failed"
-    assert f"user_segments is already running: etl.user_segments pid {first.pid}" in result["error"]
-    assert f" on {socket.gethostname()}, since 20" in result["error"]
+    assert "user_segments is already running: its lock is held by pid " in result["error"]
+    assert f'"etl.user_segments {first.pid}@{socket.gethostname()}"' in result["error"]
     assert "--wait SECONDS" in result["error"]
     assert last_run(select)["error"] == result["error"]
 
@@ -162,18 +172,54 @@ def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, select: Select
     assert len(failed) == 1
 
 
-def test_a_holder_that_is_not_of_this_service_is_named_too(mart: Mart) -> None:
+def test_a_holder_is_told_by_pid_and_role_whatever_it_calls_itself(
+    mart: Mart, servers: Servers
+) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
-    with postgres.session(Settings.from_environment(), "tests") as connection:
-        postgres.select(connection, "SELECT set_config('application_name', 'psql', false)")
-        postgres.select(
+    forged = "etl.user_segments 4711@worker-3"
+    with reader(servers, forged) as connection:
+        (its,) = postgres.select(
             connection,
-            "SELECT pg_advisory_lock(hashtextextended('etl.user_segments', 0))::text AS done",
+            "SELECT pg_backend_pid() AS pid,"
+            " pg_advisory_lock(hashtextextended('etl.user_segments', 0))::text AS done",
         )
-        connection.commit()
 
-        with pytest.raises(Busy, match="already running: a session named psql, since 20"):
+        with pytest.raises(Busy) as busy:
             user_segments.sync()
+
+    said = str(busy.value)
+    assert f"is held by pid {its['pid']}, role nosy, " in said
+    assert f'calls itself "{forged}"' in said
+    assert f"SELECT pg_terminate_backend({its['pid']})" in said
+
+
+def test_a_prepared_transaction_that_holds_the_lock_is_named() -> None:
+    told = sessions.described(
+        {"pid": None, "role": None, "name": None, "state": None, "since": None}
+    )
+
+    assert told == "a prepared transaction (see pg_prepared_xacts)"
+
+
+def test_no_login_can_take_the_locks_where_the_docs_are_followed(
+    mart: Mart, servers: Servers
+) -> None:
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    (forbid,) = re.findall(r"```sql\n-- No login but these.*?\n(.*?)```", page, re.DOTALL)
+    forbid = forbid.replace("searchflow_etl, airflow", "airflow")
+    take = "SELECT pg_advisory_lock(hashtextextended('etl.user_segments', 0))::text AS done"
+    superuser(servers, forbid)
+    try:
+        with (
+            reader(servers, "psql") as connection,
+            pytest.raises(SyncError, match="permission denied for function pg_advisory_lock"),
+        ):
+            postgres.select(connection, take)
+
+        assert user_segments.sync()["status"] == "ok"
+    finally:
+        superuser(servers, forbid.replace("REVOKE", "GRANT").replace("FROM PUBLIC", "TO PUBLIC"))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +245,29 @@ def ready_to_merge(mart: Mart) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
     user_segments.sync()
     mart(segments("('u0', 'at_risk', 1, 0, 0)"))
+
+
+@contextmanager
+def reader(servers: Servers, name: str) -> Iterator[postgres.Connection]:
+    """A session of somebody who may only log in, and calls itself what it likes."""
+    password = servers.environment["POSTGRES_PASSWORD"]
+    superuser(servers, f"CREATE ROLE nosy LOGIN PASSWORD '{password}'")
+    nosy = Settings.from_environment({**os.environ, "POSTGRES_USER": "nosy"})
+    try:
+        with postgres.session(nosy, "tests") as connection:
+            postgres.select(connection, "SELECT set_config('application_name', $1, false)", name)
+            connection.commit()
+            yield connection
+    finally:
+        superuser(servers, "DROP ROLE nosy")
+
+
+def superuser(servers: Servers, *statements: str) -> None:
+    admin = {**os.environ, "POSTGRES_USER": "postgres"}
+    with postgres.session(Settings.from_environment(admin), "tests") as connection:
+        for statement in statements:
+            postgres.execute(connection, statement)
+        connection.commit()
 
 
 RECOMMENDED = """

@@ -1,10 +1,12 @@
--- Whom does the session with pid $1 wait for? Their query is only told to roles that may see it.
+-- Whom does the session with pid $1 wait for? Their statements are theirs: none is told. A prepared
+-- transaction has the pid 0. State and time are null where this role may not see them.
 SELECT
-    'pid ' || a.pid || coalesce(' (' || nullif(a.application_name, '') || ')', '')
-    || CASE
-        WHEN a.query IN ('', '<insufficient privilege>') THEN ''
-        ELSE ', ' || a.state || ': ' || left(regexp_replace(a.query, '\s+', ' ', 'g'), 100)
-    END AS who
-FROM pg_catalog.pg_stat_activity AS a
-WHERE a.pid = ANY(pg_blocking_pids($1::int))
-ORDER BY a.pid
+    b.pid,
+    a.usename AS role,
+    a.application_name AS name,
+    a.state,
+    to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' AS since
+FROM unnest(pg_blocking_pids($1::int)) AS b (pid)
+LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = b.pid
+GROUP BY b.pid, a.usename, a.application_name, a.state, a.xact_start
+ORDER BY b.pid

@@ -1,17 +1,18 @@
 -- Who else runs sync $1 in a way that shard $2 of $3 (null: the whole mart) must not run beside.
--- application_name is `<sync> <pid>@<host>`.
+-- Any login can take these locks, and call itself what it likes. State and time are null where this
+-- role may not see them; the pid is, of a prepared transaction.
 SELECT
-    a.application_name AS who,
-    coalesce(
-        to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC',
-        'a time this role may not see'
-    ) AS since
+    l.pid,
+    a.usename AS role,
+    a.application_name AS name,
+    a.state,
+    to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' AS since
 FROM pg_catalog.pg_locks AS l
-JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
 WHERE
     l.locktype = 'advisory'
     AND l.granted
-    AND l.pid <> pg_backend_pid()
+    AND l.pid IS DISTINCT FROM pg_backend_pid()
     AND l.database = (
         SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database()
     )
