@@ -86,7 +86,7 @@ def test_a_database_of_another_encoding_gets_ids_as_they_are_or_none(
         ids = {row["user_id"] for row in _rows("SELECT user_id FROM crm.user_segments")}
         mart(segments(f"{USERS}, ('☃', 'regular', 1, 0, 0)"))
         if encoding != "SQL_ASCII":
-            with pytest.raises(SyncError, match="a character that the encoding of the database cannot hold") as raised:
+            with pytest.raises(SyncError, match="encoding of the database cannot hold") as raised:
                 user_segments.sync()
             assert "\n" not in str(raised.value)
 
