@@ -59,8 +59,10 @@ class sanitised(ContextDecorator):  # noqa: N801  (a context manager)
         """Enter the block."""
 
     def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
-        """Put stand-ins in the places of the causes."""
-        if error is not None:
+        """Put stand-ins in the places of the causes; our own message becomes one safe line."""
+        if isinstance(error, SyncError):
+            _stand_in(error, _MOST_CAUSES)
+        elif error is not None:
             _replace_causes(error, error, _MOST_CAUSES)
 
 

@@ -96,7 +96,8 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         "error": error,
         "version": __version__,
         "host": hidden(socket.gethostname()),
-        "started_by": _started_by(),
+        # An environment may hold half characters, which JSON cannot.
+        "started_by": hidden(_started_by()).encode(errors="backslashreplace").decode(),
     }
     if postgres.write(connection, "etl.sync_runs", "record_run", orjson.dumps(row).decode()):
         return True
@@ -141,7 +142,7 @@ def _part(run: Run) -> tuple[int | None, int | None]:
 
 def _started_by() -> str:
     if airflow := os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"):
-        return f"airflow {hidden(airflow)}"
+        return f"airflow {airflow}"
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name

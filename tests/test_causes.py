@@ -130,6 +130,21 @@ def test_the_other_commands_leave_no_words_of_a_driver_either(
     assert str(causes[0]) == "adbc_driver_manager.OperationalError"
 
 
+@pytest.mark.parametrize("name", ["ETL_SQL_DIR", "GUARD_MAX_AGE_HOURS", "MART_SCHEMA"])
+def test_what_a_setting_holds_is_told_in_one_safe_line(
+    name: str, one_user: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as odd:
+        odd.setenv("REDIS_PASSWORD", PASSWORD)
+        odd.setenv(name, f"\x1b[2J\u3164\u202e\n{PASSWORD}")
+        with pytest.raises(SyncError) as raised:
+            user_segments.sync()
+
+    assert str(raised.value).isprintable()
+    assert "\u3164" not in str(raised.value)
+    assert not _values(everything(raised.value))
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_etl_debug_shows_frames_and_types_and_no_values(
     log_format: str, refused_by_postgres: None, select: Select

@@ -106,6 +106,17 @@ def test_a_ledger_row_holds_no_secret(
     assert password not in str(names)
 
 
+@pytest.mark.parametrize("variable", ["AIRFLOW_CTX_DAG_RUN_ID", "LOGNAME"])
+def test_who_started_a_run_may_have_any_name(
+    variable: str, marts: None, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"n\udce4 {os.environ['POSTGRES_PASSWORD']}")
+
+    user_segments.sync()
+
+    assert last_run(select)["started_by"].endswith("n\\udce4 ***")
+
+
 def test_a_field_of_the_log_holds_no_secret(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
