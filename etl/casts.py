@@ -79,6 +79,15 @@ def typed(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> duckdb.Du
     return rows.select(*_casts(rows, contract))
 
 
+def not_null(rows: duckdb.DuckDBPyRelation) -> frozenset[str]:
+    """The columns that may hold something: not those which are NULL, whatever the rows.
+
+    An optional column that the mart does not have is such a NULL: it has no type of its own.
+    """
+    types = zip(rows.columns, rows.types, strict=True)
+    return frozenset(name.lower() for name, type_ in types if type_.id != "null")
+
+
 def without_empty_misfits(table: pa.Table) -> pa.Table:
     """Drop the columns that hold no misfit, which is nearly always all of them."""
     mark = MISFIT.format("")

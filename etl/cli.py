@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -106,8 +107,7 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
     signals.raise_stopped()
     segments = [result for result in before if result["sync"] == "user_segments"]
     if name == "email_triggers" and segments and segments[0]["status"] != "ok":
-        reason = f"user_segments {segments[0]['status']}, and nobody is mailed on such a mart"
-        return refused(name, reason, dry_run=wanted.dry_run), 3
+        return refused(name, _not_run(segments[0]), dry_run=wanted.dry_run), 3
     options = {key: getattr(wanted, key) for key in ("dry_run", "force", "wait", "shards")}
     if wanted.delete_missing:
         options["delete_missing"] = True
@@ -120,6 +120,14 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
             raise
         _debug(error)
         return error.result, error.exit_code
+
+
+def _not_run(before: SyncResult) -> str:
+    """Why no mails are queued after a user_segments that did not go through."""
+    verb = "was refused" if before["status"] == "refused" else before["status"]
+    # What is wrong, without the advice that its own line gives.
+    problem = re.split(r"; |\. ", before.get("error", "no reason is known"))[0]
+    return f"not run, because user_segments {verb}: {problem}"
 
 
 def _complain(message: str, code: int) -> int:

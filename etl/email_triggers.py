@@ -16,7 +16,7 @@ from typing import Any, cast
 import dataframely as dy
 import polars as pl
 
-from etl import log, postgres, queries
+from etl import mail_warnings, postgres, queries
 from etl.contract import no_nul
 from etl.options import Options, Outcome, SyncResult
 from etl.run import Run, execute
@@ -103,7 +103,8 @@ def sync(
 
     Returns:
         extracted and rejected count rows of the mart, the others mails: inserted (queued),
-        updated (refreshed, or pending again), unchanged, cancelled, suppressed, held_back.
+        updated (refreshed, or pending again), unchanged, cancelled, suppressed, held_back;
+        `unmapped` counts users of segments without a template, `unmapped_segments` names these.
 
     Raises:
         SyncError: nothing was changed; the message says why, `.result` what was known.
@@ -115,20 +116,28 @@ def sync(
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage, decide and merge; `execute` judges and commits."""
     read = run.read(Audience, lambda mart: mart.drop("built_at"))
-    mart = _with_lasting_episodes(run, pl.concat(map(pl.DataFrame, read)))
+    mart = pl.concat(map(pl.DataFrame, read))
+    # By the query's columns and not by its rows, of which a shard may have none with a visit.
+    no_visits = sorted({rule.episode for rule in RULES} - run.columns)
+    mart = mart.with_columns(pl.lit(EVER).alias(name) for name in no_visits)
     # Made while they are sent: all their payloads together would be larger than the mart.
     triggers = (transform(part, run.as_of) for part in postgres.slices(mart))
     postgres.execute(run.postgres, _WORK_MEMORY)
     postgres.stage(run.postgres, "rules", _rules())
     postgres.stage_parts(run.postgres, "triggers", triggers)
+    if no_visits:
+        _compare_visits(run, no_visits)
     _decide(run, "candidates", run.settings.email_min_gap_hours)
     postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
     _decide(run, "changes", run.as_of, *run.shard)
     postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
     _find_the_known(run, mart)
+    run.count(postgres.merge(run.postgres, _MERGE, *run.shard))
+    templates = {rule.segment: rule.template for rule in RULES}
+    lasting = [rule.segment for rule in RULES if rule.episode in no_visits]
+    mail_warnings.look(run, mart["segment"], templates, lasting)
     if run.options.dry_run:
         run.tell(cast("list[Outcome]", postgres.ask(run.postgres, "email_outcomes")))
-    run.count(postgres.merge(run.postgres, _MERGE, *run.shard))
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
@@ -171,17 +180,12 @@ def _payload(rule: Rule) -> pl.Expr:
     return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
 
 
-def _with_lasting_episodes(run: Run, mart: pl.DataFrame) -> pl.DataFrame:
-    """Give a mart without visit columns one episode per user and template, for ever."""
-    visits = sorted({rule.episode for rule in RULES} - run.mart_columns)
-    absent = [name for name in visits if mart[name].null_count() == len(mart)]
-    if absent and run.mart_columns:
-        if not run.done:
-            log.warning(
-                "episodes.lasting", absent=absent, meaning="each template is queued once a user"
-            )
-        return mart.with_columns(pl.lit(EVER).alias(name) for name in absent)
-    return mart
+def _compare_visits(run: Run, no_visits: list[str]) -> None:
+    """Give the guards what speaks against a mart that never had these visit columns."""
+    run.figures.no_visits = tuple(no_visits)
+    run.figures.visits = tuple(sorted({rule.episode for rule in RULES}.difference(no_visits)))
+    (queue,) = postgres.ask(run.postgres, "email_visits", EVER)
+    run.figures.visits_queued = queue["visits_queued"]
 
 
 def _decide(run: Run, table: str, *parameters: Any) -> None:

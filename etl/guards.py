@@ -1,7 +1,8 @@
 """What must hold before a run may commit or send anything.
 
-Each guard compares two figures and, when they look wrong, says both and what was allowed.
-`judge` collects every guard that fires; `--force` skips them all.
+Each guard compares two figures and, when they look wrong, says both, what was allowed and what to
+look at. `judge` collects every guard that fires; `--force` skips them all. What looks odd but may
+well be right is a warning (`first_mails`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Figures:
     pending: int = 0  # of them waiting to be sent
     queued: int = 0  # mails that the run would add
     withdrawn: int = 0  # pending mails that the run would cancel for the mart's sake
+    no_visits: tuple[str, ...] = ()  # visit columns that the mart does not have
+    visits: tuple[str, ...] = ()  # those that it has
+    visits_queued: int = 0  # where one is missing: mails of the queue with a known visit
     expires: str = ""  # what running out of date means to this sync's readers
 
 
@@ -54,11 +58,30 @@ def judge(figures: Figures, settings: Settings) -> None:
     """Check every guard.
 
     Raises:
-        Refused: naming all guards that fire, with the figures compared.
+        Refused: naming all guards that fire, with the figures compared and what to do.
     """
-    fired = [message for guard in _GUARDS if (message := guard(figures, settings))]
-    if fired:
-        raise Refused(f"refused: {'; '.join(fired)}. If this is meant, run again with --force")
+    if found := fired(figures, settings):
+        steps = " ".join(dict.fromkeys(found.values()))
+        raise Refused(f"{'; '.join(found)}. {steps} {_FORCE}")
+
+
+def fired(figures: Figures, settings: Settings) -> dict[str, str]:
+    """What each guard that fires says, and the next step it advises."""
+    return {
+        message: step for guard, step in _GUARDS.items() if (message := guard(figures, settings))
+    }
+
+
+def first_mails(queued: int, users: int, queue_rows: int, settings: Settings) -> str | None:
+    """A warning where the flood guard is off, since the queue is too small to compare with."""
+    limit = ("GUARD_MAX_MAILS", settings.guard_max_mails)
+    many = _exceeds("mails for {:,} of {:,} users are to be queued", queued, users, limit)
+    if not many or queue_rows > SMALL_TARGET:
+        return None
+    return (
+        f"{many}, and the queue had {queue_rows:,} rows: right for a first run; otherwise see"
+        " whether this is the right database and who emptied its queue"
+    )
 
 
 def expiry(written_at: dt.datetime | None, seconds: int) -> str:
@@ -75,8 +98,8 @@ def _empty(figures: Figures, _: Settings) -> str | None:
 
 
 def _shrunk(figures: Figures, settings: Settings) -> str | None:
-    before, now = figures.previous_mart_rows, figures.mart_rows or 0
-    if not before or _part(before - now, before) <= settings.guard_max_shrink:
+    before, now = figures.previous_mart_rows, figures.mart_rows
+    if not before or not now or _part(before - now, before) <= settings.guard_max_shrink:
         return None
     allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
     return f"shrunk: the mart has {now:,} rows, {before:,} at the last ok run ({allowed})"
@@ -144,16 +167,35 @@ def _wipe(figures: Figures, settings: Settings) -> str | None:
     )
 
 
-_GUARDS: tuple[Callable[[Figures, Settings], str | None], ...] = (
-    _empty,
-    _shrunk,
-    _rejects,
-    _deletes,
-    _churn,
-    _stale,
-    _flood,
-    _wipe,
-)
+def _visits(figures: Figures, _: Settings) -> str | None:
+    known = [f"it has {' and '.join(figures.visits)}"] if figures.visits else []
+    if figures.visits_queued:
+        known.append(f"{figures.visits_queued:,} mails of the queue have a visit")
+    if not figures.no_visits or not known:
+        return None
+    return (
+        f"visits: the mart has no {' and no '.join(figures.no_visits)}, but {' and '.join(known)}"
+    )
+
+
+_DBT = "Look at dbt's last run and at what its sources delivered."
+_DRY_RUN = "Run with --dry-run to see which mails, by template"
+
+# Each guard with the next step it advises.
+_GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
+    _empty: f"{_DBT} If dbt is right, look whether DUCKDB_PATH and MART_SCHEMA are.",
+    _shrunk: _DBT,
+    _rejects: "See why (python -m etl.status, etl.rejected_rows) and mend the mart's model.",
+    _deletes: "See who left the mart and why, or run without --delete-missing.",
+    _churn: "See whether dbt's model of the segments was changed, and is right.",
+    _stale: "See why dbt did not build it since: its scheduler, its last log.",
+    _flood: f"{_DRY_RUN}; see whether the mart's segments and visits are right.",
+    _wipe: f"{_DRY_RUN} and reason; see whether a segment of the mart was renamed.",
+    _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
+    " known, write NULL::TIMESTAMP there, and its mails wait.",
+}
+
+_FORCE = "If this is meant, run again with --force (in Python: force=True)"
 
 
 def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:

@@ -93,6 +93,7 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         **run.counts,
         "seconds": finished and (finished - run.shard_started).total_seconds(),
         "forced": run.options.force,
+        "warning": "; ".join(run.warnings.values()) or None,
         "error": error,
         "version": __version__,
         "host": hidden(socket.gethostname()),

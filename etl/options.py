@@ -11,7 +11,7 @@ from etl.errors import UsageError
 # What a result counts: every sync, and some syncs beside.
 COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
 EXTRA = {
-    "email_triggers": ("cancelled", "suppressed", "held_back"),
+    "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
     "recommendations": ("written",),
 }
 
@@ -47,7 +47,10 @@ class SyncResult(TypedDict):
     cancelled: NotRequired[int | None]  # email_triggers
     suppressed: NotRequired[int | None]  # email_triggers
     held_back: NotRequired[int | None]  # email_triggers
+    unmapped: NotRequired[int | None]  # email_triggers: users of segments without a template
     seconds: float
+    unmapped_segments: NotRequired[dict[str, int]]  # of them the 20 largest
+    warnings: NotRequired[list[str]]
     outcomes: NotRequired[list[Outcome]]  # a dry run of email_triggers
     error: NotRequired[str]  # when not ok
 

@@ -31,11 +31,6 @@ _WORDS = {
     "rejected": "rejected",
 }
 
-_DRY = (
-    "Dry run: nothing was changed. In Postgres all was done and rolled back, with the locks and"
-    " the time that takes; Redis was only read."
-)
-
 # An address or a command to copy stays in one piece.
 _WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
@@ -83,12 +78,14 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
     with console.capture() as page:
         console.print(_table(results))
         for result in results:
+            if "unmapped_segments" in result:
+                console.print(_unmapped(result["unmapped_segments"]))
             if "outcomes" in result:
                 console.print()
                 console.print(_outcomes(result["outcomes"]))
                 console.print()
         if any(result["dry_run"] for result in results):
-            console.print(_DRY)
+            console.print(_dry(results))
         for result in results if reasons else ():
             if "error" in result:
                 console.print(f"\n{_reason(result)}")
@@ -128,6 +125,33 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
         users = ", ".join(map(one_word, one.get("users", [])))
         table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
+
+
+def _unmapped(segments: dict[str, int]) -> str:
+    names = ", ".join(f"{one_word(name)} {users:,}" for name, users in segments.items())
+    return f"Users of segments without a template: {names}."
+
+
+def _dry(results: Sequence[SyncResult]) -> str:
+    """What the dry runs did: a guard refuses at the end of one, a failure ends it on the way."""
+    groups: dict[str, list[str]] = {}
+    for result in results:
+        groups.setdefault(_done(result), []).append(result["sync"])
+    told = (f"{' and '.join(names)}: {done}." for done, names in groups.items())
+    return " ".join(["Dry run: nothing was changed.", *told])
+
+
+def _done(result: SyncResult) -> str:
+    in_redis, status = "written" in result, result["status"]
+    if status == "refused" and result["extracted"] is None:
+        return "not begun"
+    if status in ("ok", "refused"):
+        postgres = (
+            "all was done in Postgres and rolled back, with the locks and the time that takes"
+        )
+        return "Redis was only read" if in_redis else postgres
+    postgres = "ended on the way, and what was done in Postgres by then was rolled back"
+    return "ended on the way; Redis was at most read" if in_redis else postgres
 
 
 def _reason(result: SyncResult) -> str:

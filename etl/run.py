@@ -69,6 +69,7 @@ def execute(
             raise ended from error
         finally:
             _close(run)
+        run.warn()
         result = run.result("ok")
         log.event("sync.finished", status="ok", seconds=result["seconds"], **run.totals)
     return result
@@ -179,6 +180,7 @@ def _fail(run: Run, status: str, error: str) -> None:
 
     A stop does not wait for a server that does not answer.
     """
+    run.warn()
     log.event("sync.finished", logging.ERROR, status=status, error=error)
     if run.connection is not None:
         run.connection.undo()

@@ -7,6 +7,7 @@ import datetime as dt
 import tempfile
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import polars as pl
 
 from etl import contract, guards, log, postgres, warehouse
-from etl.errors import Refused, SyncError
+from etl.errors import SyncError
 from etl.options import Options, Outcome, SyncResult, counted
 from etl.settings import Settings
 
@@ -69,7 +70,7 @@ class Run:
     figures: guards.Figures = field(default_factory=guards.Figures)
     counts: dict[str, int] = field(default_factory=dict)
     rejects: contract.Rejects | None = None
-    mart_columns: frozenset[str] = frozenset()
+    columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
     judged: bool = False
     committing: bool = False  # a commit was asked for, and its answer has not come
 
@@ -78,6 +79,13 @@ class Run:
     totals: dict[str, int] = field(default_factory=dict)
     rejects_kept: int = 0
     outcomes: dict[tuple[str, str], Outcome] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
+
+    # of email_triggers: users by segment, and mails to cancel by template
+    segments: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict)
+    cancels: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict)
+    unmapped: dict[str, int] = field(default_factory=dict)
+    queue_rows: int = 0  # before the run, as far as it matters
 
     def begin(self, shard: tuple[int, int]) -> None:
         """Turn to the next shard."""
@@ -137,7 +145,7 @@ class Run:
     def _note(self, mart: warehouse.Mart) -> None:
         self.figures.mart_rows, self.figures.built_at = mart.rows, mart.built_at
         self.figures.previous_mart_rows = self.previous.mart_rows if self.previous else None
-        self.mart_columns = mart.columns
+        self.columns = mart.columns
 
     def _count(self, rows: int, rejects: contract.Rejects) -> None:
         if rejects.total:
@@ -246,18 +254,27 @@ class Run:
         if self.judged:
             return
         self.judged = True
-        try:
+        if not self.options.force:
             guards.judge(self.figures, self.settings)
-        except Refused as refusal:
-            if not self.options.force:
-                raise
-            log.warning("guards.forced", reason=str(refusal))
+        elif fired := guards.fired(self.figures, self.settings):
+            log.warning("guards.forced", reason="; ".join(fired))
+
+    def so_far(self) -> Counter[str]:
+        """The counts of all shards, with that at hand."""
+        known = Counter(self.totals)
+        known.update(self.counts)
+        return known
+
+    def warn(self) -> None:
+        """Log the warnings, and the segments without a template, once a run."""
+        if self.unmapped:
+            log.event("segments.unmapped", users=self.unmapped)
+        for name, reason in self.warnings.items():
+            log.warning(name, reason=reason)
 
     def result(self, status: str, error: str | None = None) -> SyncResult:
         """The counts so far, as the caller gets them."""
-        known = dict(self.totals)
-        for name, count in self.counts.items():
-            known[name] = known.get(name, 0) + count
+        known = self.so_far()
         result = {
             "sync": self.sync,
             "run_id": self.run_id,
@@ -265,6 +282,8 @@ class Run:
             "dry_run": self.options.dry_run,
             **{name: known.get(name) for name in counted(self.sync)},
             "seconds": _since(self.started),
+            **({"unmapped_segments": self.unmapped} if self.unmapped else {}),
+            **({"warnings": list(self.warnings.values())} if self.warnings else {}),
             **({"outcomes": list(self.outcomes.values())} if self.outcomes else {}),
             **({"error": error} if error else {}),
         }

@@ -60,6 +60,8 @@ def _details(sync: dict[str, Any], now: dt.datetime) -> list[str]:
     if last["rejected"]:
         reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in sync["rejects"].items())
         lines.append(f"rejected: {reasons or 'no row is kept'} (etl.rejected_rows)")
+    if last["warning"]:
+        lines.append(f"warning: {last['warning']}")
     if last["forced"]:
         lines.append("forced: the guards were skipped")
     if last["status"] != "ok":

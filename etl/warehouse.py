@@ -39,7 +39,7 @@ class Mart:
     """What was read: the rows (of one shard), and three facts about the whole mart."""
 
     table: pa.Table
-    columns: frozenset[str]  # the mart's own; empty when the query reads several tables
+    columns: frozenset[str]  # of the query, less those that are NULL by its text
     rows: int
     built_at: dt.datetime | None
 
@@ -159,7 +159,7 @@ def _typed(
         )
     casts.check(rows, contract, query.origin)
     size = 0 if query.is_own else size
-    return _Rows(connection, casts.typed(rows, contract), frozenset(columns), size)
+    return _Rows(connection, casts.typed(rows, contract), casts.not_null(rows), size)
 
 
 def _parts(rows: _Rows) -> Iterator[Mart]:

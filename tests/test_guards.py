@@ -63,7 +63,9 @@ def test_a_guard_refuses_and_the_destination_is_as_before(
             case.sync(dry_run=dry_run)
 
         assert [part for part in case.says if part not in str(refusal.value)] == []
-        assert str(refusal.value).endswith("If this is meant, run again with --force")
+        assert str(refusal.value).endswith(
+            "If this is meant, run again with --force (in Python: force=True)"
+        )
         assert refusal.value.exit_code == 3
         assert refusal.value.result is not None
         assert refusal.value.result["status"] == "refused"
@@ -192,7 +194,7 @@ def test_a_refused_shard_says_what_was_loaded_before_it(mart: Mart, select: Sele
     mart(users(100), f"UPDATE mart_user_segments SET lifetime_searches = -1 WHERE {second}")
 
     with pytest.raises(
-        Refused, match="1 of 2 shards are loaded and stay; of the next: refused"
+        Refused, match="1 of 2 shards are loaded and stay; of the next: rejects: "
     ) as refusal:
         user_segments.sync(shards=2)
     assert refusal.value.result is not None

@@ -47,7 +47,7 @@ def test_the_page_tells_the_last_run_of_each_sync_within_80_columns(mart: Mart) 
     assert [line for line in page.splitlines() if len(line) > 80] == []
     assert head(page, "user_segments")[:3] == ["user_segments", "refused", "just"]
     assert "█x" in page
-    assert "refused: rejects: 2 of 3 rows break the" in page
+    assert "rejects: 2 of 3 rows break the contract" in page
     assert "rejected: duplicate 2, segment:null 1 (etl.rejected_rows)" in " ".join(page.split())
     assert "last ok run just now" in page
     assert head(page, "recommendations")[1] == "ok"

@@ -16,7 +16,9 @@ ON CONFLICT (run_id, sync, shard) DO UPDATE SET
     cancelled = excluded.cancelled,
     suppressed = excluded.suppressed,
     held_back = excluded.held_back,
+    unmapped = excluded.unmapped,
     seconds = excluded.seconds,
+    warning = excluded.warning,
     error = excluded.error
 WHERE r.status <> 'ok'
 RETURNING r.run_id

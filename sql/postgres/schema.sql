@@ -100,14 +100,22 @@ CREATE TABLE IF NOT EXISTS etl.sync_runs (
     cancelled   bigint,
     suppressed  bigint,
     held_back   bigint,
+    unmapped    bigint,
     seconds     double precision,
     forced      boolean NOT NULL,
+    warning     text,
     error       text,
     version     text NOT NULL,
     host        text NOT NULL,
     started_by  text NOT NULL,
     PRIMARY KEY (run_id, sync, shard)
 );
+
+-- makes: etl.sync_runs.unmapped
+ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS unmapped bigint;
+
+-- makes: etl.sync_runs.warning
+ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS warning text;
 
 -- makes: etl.sync_runs_recent
 CREATE INDEX IF NOT EXISTS sync_runs_recent ON etl.sync_runs (sync, started_at DESC);

@@ -28,8 +28,11 @@ WITH runs AS (
         sum(cancelled)::bigint AS cancelled,
         sum(suppressed)::bigint AS suppressed,
         sum(held_back)::bigint AS held_back,
+        sum(unmapped)::bigint AS unmapped,
         sum(seconds) AS seconds,
         bool_or(forced) AS forced,
+        -- Each row has those of the shards before it as well.
+        (array_agg(warning ORDER BY started_at DESC))[1] AS warning,
         min(error) AS error,
         min(version) AS version,
         min(host) AS host,

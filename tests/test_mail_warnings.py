@@ -1,0 +1,338 @@
+"""What a run of email_triggers says of a mart that may have lost its meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import command, results
+from destinations import Mart, Select, execute, last_run
+from mails import DAY, HOUR, NOW, audience, counts, queue, user
+
+from etl import email_triggers
+from etl.email_triggers import EVER
+from etl.errors import Refused
+
+WALKS: list[dict[str, Any]] = [{}, {"shards": 16}]
+EACH_WALK = pytest.mark.parametrize("walk", WALKS, ids=["whole", "shards"])
+DRY_AND_WET = pytest.mark.parametrize("dry_run", [True, False], ids=["dry", "real"])
+VISITS = ("first_seen_at", "last_seen_at")
+
+
+# Segments
+
+
+@EACH_WALK
+@DRY_AND_WET
+def test_users_of_segments_without_a_template_are_told_by_segment(
+    dry_run: bool, walk: dict[str, Any], mart: Mart, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "etl")
+    mart(audience(*people(4, "fresh_user"), *people(7, "regular"), *people(2, "at_risk")))
+
+    result = email_triggers.sync(dry_run=dry_run, **walk)
+
+    assert result["unmapped"] == 11
+    assert result["unmapped_segments"] == {"regular": 7, "fresh_user": 4}
+    assert [line for line in caplog.messages if "unmapped" in line and "fresh_user" in line]
+
+
+def test_unmapped_users_stand_in_the_ledger_and_on_the_page(mart: Mart, select: Select) -> None:
+    mart(audience(*people(4, "fresh\u202euser"), *people(20, "regular")))
+
+    for flags in ([], ["--dry-run"]):
+        page = command("etl.email_triggers", *flags).stdout
+        assert 'segments without a template: regular 20, "fresh\\u202euser" 4.' in page
+
+    assert last_run(select, "email_triggers")["unmapped"] == 24
+
+
+def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart) -> None:
+    mart(audience(*(user(f"u{n:02}", f"of u{n:02}") for n in range(50))))
+
+    result = email_triggers.sync()
+
+    assert result["unmapped"] == 50
+    assert len(result["unmapped_segments"]) == 20
+
+
+@EACH_WALK
+@DRY_AND_WET
+def test_a_renamed_segment_whose_mails_wait_is_warned_of(
+    dry_run: bool, walk: dict[str, Any], mart: Mart, select: Select
+) -> None:
+    mart(audience(*people(49, "new_user"), *people(60, "at_risk")))
+    email_triggers.sync()
+
+    mart(audience(*people(49, "fresh_user", named="new_user"), *people(60, "at_risk")))
+    result = email_triggers.sync(dry_run=dry_run, **walk)
+
+    (warning,) = result["warnings"]
+    assert "segment new_user has no user in the mart, and the 49 waiting mails" in warning
+    assert "its template welcome are to be cancelled; was it renamed?" in warning
+    assert "fresh_user 49" in warning
+    assert result["cancelled"] == 49
+    if not dry_run:
+        assert last_run(select, "email_triggers")["shard"] == walk.get("shards", 1) - 1
+        assert last_run(select, "email_triggers")["warning"] == warning
+
+
+def test_a_refused_run_keeps_its_warnings(mart: Mart, select: Select) -> None:
+    mart(audience(*people(120, "new_user")))
+    email_triggers.sync()
+    mart(audience(*people(120, "fresh_user", named="new_user")))
+
+    with pytest.raises(Refused, match="wipe: ") as refusal:
+        email_triggers.sync()
+
+    assert refusal.value.result is not None
+    assert "fresh_user 120" in refusal.value.result["warnings"][0]
+    assert "fresh_user 120" in last_run(select, "email_triggers")["warning"]
+
+
+def test_a_segment_without_users_whose_mails_are_gone_is_everyday_business(mart: Mart) -> None:
+    mart(audience(*people(1, "new_user"), *people(9, "regular")))
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent', sent_at = now()")
+    mart(audience(*people(10, "regular")))
+
+    assert "warnings" not in email_triggers.sync()
+
+
+def test_a_segment_whose_rows_are_all_rejected_loses_no_mail(mart: Mart) -> None:
+    mart(audience(*people(1, "new_user"), *people(200, "regular")))
+    email_triggers.sync()
+    mart("UPDATE mart_user_segments SET lifetime_searches = -1 WHERE segment = 'new_user'")
+
+    result = email_triggers.sync()
+
+    assert (counts(result), result["rejected"]) == ({}, 1)
+    assert "warnings" not in result
+
+
+# First mails
+
+
+@EACH_WALK
+@DRY_AND_WET
+def test_a_first_run_that_mails_many_goes_through_with_figures(
+    dry_run: bool,
+    walk: dict[str, Any],
+    mart: Mart,
+    select: Select,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mart(audience(*people(50, "at_risk"), *people(50, "regular")))
+
+    result = email_triggers.sync(dry_run=dry_run, **walk)
+
+    (warning,) = result["warnings"]
+    assert (result["status"], result["inserted"]) == ("ok", 50)
+    assert "mails for 50 of 100 users are to be queued (GUARD_MAX_MAILS=0.25)" in warning
+    assert "the queue had 0 rows" in warning
+    assert [r.levelname for r in caplog.records if "mails.first" in r.message] == ["WARNING"]
+    if not dry_run:
+        assert last_run(select, "email_triggers")["warning"] == warning
+
+
+def test_the_warning_stands_on_stderr_in_the_json_and_in_the_status(mart: Mart) -> None:
+    mart(audience(*people(50, "at_risk"), *people(50, "regular")))
+
+    ended = command("etl.email_triggers", "--json", LOG_FORMAT="text")
+    status = " ".join(command("etl.status").stdout.split())
+
+    (result,) = results(ended)
+    assert "warning" in ended.stderr
+    assert "mails for 50 of 100 users" in ended.stderr
+    assert "mails for 50 of 100 users" in result["warnings"][0]
+    assert "warning: mails for 50 of 100 users" in status
+
+
+@pytest.mark.parametrize(
+    ("mailed", "queued_before", "warned"), [(25, 0, False), (26, 0, True), (26, 1_000, True)]
+)
+def test_as_many_mails_as_the_setting_allows_need_no_word(
+    mailed: int, queued_before: int, warned: bool, mart: Mart
+) -> None:
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status)"
+        f" SELECT 'old' || n, 'receipt', 'epoch', 1, '{{}}', 'sent'"
+        f" FROM generate_series(1, {queued_before}) AS n"
+    )
+    mart(audience(*people(mailed, "at_risk"), *people(100 - mailed, "regular")))
+
+    result = email_triggers.sync()
+
+    assert result["inserted"] == mailed
+    assert ("warnings" in result) is warned
+    assert f"the queue had {queued_before:,} rows" in str(result.get("warnings")) or not warned
+
+
+def test_a_queue_that_was_emptied_is_warned_of(mart: Mart) -> None:
+    mart(audience(*people(1_200, "at_risk"), *people(1_200, "regular")))
+    email_triggers.sync()
+    assert "warnings" not in email_triggers.sync()
+
+    execute("DELETE FROM crm.email_queue")
+
+    assert "mails for 1,200 of 2,400 users" in email_triggers.sync()["warnings"][0]
+
+
+# Visits
+
+
+@EACH_WALK
+def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
+    walk: dict[str, Any], mart: Mart, select: Select
+) -> None:
+    mart(audience(*people(3, "at_risk"), *people(2, "new_user"), *people(95, "regular")))
+    mart(*(drop(column) for column in ("first_seen_at", "last_seen_at")))
+
+    first = email_triggers.sync(**walk)
+    again = email_triggers.sync(**walk)
+
+    assert (counts(first), counts(again)) == ({"inserted": 5}, {"unchanged": 5})
+    assert "has no first_seen_at and no last_seen_at: 5 users" in first["warnings"][0]
+    assert "5 mails are to be queued" in first["warnings"][0]
+    assert "0 mails are to be queued" in again["warnings"][0]
+    assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": EVER}]
+
+
+@EACH_WALK
+@pytest.mark.parametrize("lost", [("last_seen_at",), ("first_seen_at",), VISITS], ids=str)
+def test_a_mart_that_lost_its_visits_mails_nobody(
+    lost: tuple[str, ...], walk: dict[str, Any], mart: Mart, select: Select
+) -> None:
+    mart(audience(*long_ago(40), *people(1, "new_user"), *people(2, "abandoned_search")))
+    assert email_triggers.sync()["inserted"] == 3
+    before = queue(select)
+
+    mart(*(f"ALTER TABLE mart_user_segments RENAME {name} TO {name}_utc" for name in lost))
+    for dry_run in (True, False):
+        with pytest.raises(Refused, match=r"visits: the mart has no ") as refusal:
+            email_triggers.sync(dry_run=dry_run, **walk)
+        assert f"no {' and no '.join(lost)}, but" in str(refusal.value)
+        assert "3 mails of the queue have a visit" in str(refusal.value)
+
+    assert queue(select) == before
+
+
+def test_a_renamed_column_is_refused_though_no_mail_was_ever_queued(
+    mart: Mart, select: Select
+) -> None:
+    mart(audience(*long_ago(40)))
+    assert counts(email_triggers.sync()) == {}
+
+    mart("ALTER TABLE mart_user_segments RENAME last_seen_at TO seen_at")
+    with pytest.raises(Refused, match="no last_seen_at, but it has first_seen_at"):
+        email_triggers.sync()
+
+    assert queue(select) == []
+
+
+def test_force_mails_on_a_mart_that_lost_its_visits(mart: Mart, select: Select) -> None:
+    mart(audience(*long_ago(4)))
+    mart("ALTER TABLE mart_user_segments RENAME last_seen_at TO seen_at")
+
+    assert email_triggers.sync(force=True)["inserted"] == 4
+    assert last_run(select, "email_triggers")["forced"] is True
+
+
+def test_visits_of_mails_that_are_not_ours_prove_nothing(mart: Mart) -> None:
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        " VALUES ('zoe', 'receipt', 'epoch', 1, '{}')"
+    )
+    mart(audience(*people(1, "at_risk")), *(drop(column) for column in VISITS))
+
+    assert email_triggers.sync()["inserted"] == 1
+
+
+# Whether there are visits is asked of the query, not of the rows
+
+OWN = """
+    SELECT user_id, segment, lifetime_searches AS total_searches,
+        lifetime_conversions AS total_conversions, lifetime_revenue AS lifetime_value,
+        {first} AS first_seen_at, {last} AS last_seen_at,
+        NULL AS platform, NULL AS country, segmented_at AS built_at
+    FROM mart_user_segments {join}
+"""
+
+
+@EACH_WALK
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("seen_utc", 3, ""),  # a column, which most users have no value in
+        ("seen_utc", 3, "JOIN other USING (user_id)"),
+        ("NULL::TIMESTAMP", 0, ""),  # a visit that nobody knows
+        ("CASE WHEN user_id = '' THEN seen_utc END", 0, ""),  # never a value
+    ],
+)
+def test_an_own_query_decides_alike_in_the_whole_and_in_shards(
+    how: tuple[str, int, str], walk: dict[str, Any], mart: Mart, own_query: Any
+) -> None:
+    last, queued, join = how
+    mart(audience(*people(12, "at_risk")), *RENAMED)
+    own_query(OWN.format(first="NULL", last=last, join=join))
+
+    result = email_triggers.sync(force=True, **walk)
+
+    assert counts(result) == {
+        name: n for name, n in {"inserted": queued, "held_back": 12 - queued}.items() if n
+    }
+
+
+@EACH_WALK
+@pytest.mark.parametrize("join", ["", "JOIN other USING (user_id)"], ids=["one mart", "two"])
+def test_an_own_query_without_visits_says_null(
+    join: str, walk: dict[str, Any], mart: Mart, own_query: Any
+) -> None:
+    mart(audience(*people(12, "at_risk")), *RENAMED)
+    own_query(OWN.format(first="NULL", last="NULL", join=join))
+
+    result = email_triggers.sync(**walk)
+
+    assert counts(result) == {"inserted": 12}
+    assert any("12 users have one occasion for ever" in text for text in result["warnings"])
+
+
+@EACH_WALK
+def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
+    walk: dict[str, Any], mart: Mart
+) -> None:
+    mart(audience(*people(12, "at_risk")), "UPDATE mart_user_segments SET last_seen_at = NULL")
+
+    assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
+
+
+@pytest.fixture
+def own_query(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a query of one's own in front of the shipped one."""
+    monkeypatch.setenv("ETL_SQL_DIR", str(tmp_path))
+    return (tmp_path / "email_triggers.sql").write_text
+
+
+# The last visit under another name, known of 3 of 12 users; and another table to join.
+RENAMED = (
+    "CREATE TABLE other AS SELECT user_id FROM mart_user_segments",
+    "ALTER TABLE mart_user_segments RENAME last_seen_at TO seen_utc",
+    "UPDATE mart_user_segments SET seen_utc = NULL WHERE user_id >= 'at_risk03'",
+)
+
+
+def people(number: int, segment: str, *, named: str = "") -> list[str]:
+    """So many users of a segment, seen an hour ago."""
+    return [user(f"{named or segment}{n:02}", segment) for n in range(number)]
+
+
+def long_ago(number: int) -> list[str]:
+    """Users at risk who were last seen 400 days ago."""
+    return [
+        user(f"old{n:02}", "at_risk", first=NOW - 500 * DAY, last=NOW - 400 * DAY - HOUR)
+        for n in range(number)
+    ]
+
+
+def drop(column: str) -> str:
+    return f"ALTER TABLE mart_user_segments DROP COLUMN {column}"

@@ -1,0 +1,139 @@
+"""What the commands say of a run that did not go through: the cause, once, and the next step."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import command, results, segments
+from destinations import Mart, Select, last_run
+
+from etl import guards
+from etl.errors import Refused
+from etl.guards import Figures
+from etl.settings import Settings
+
+USERS = segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)")
+
+
+# Guards
+
+
+@pytest.mark.parametrize(
+    ("figures", "step"),
+    [
+        (Figures(), "Look at dbt's last run"),
+        (Figures(), "DUCKDB_PATH and MART_SCHEMA"),
+        (Figures(mart_rows=1, previous_mart_rows=10), "Look at dbt's last run"),
+        (Figures(mart_rows=9, extracted=9, rejected=9), "etl.rejected_rows"),
+        (Figures(mart_rows=9, target_rows=9, deleted=9), "without --delete-missing"),
+        (Figures(mart_rows=9, target_rows=1_001, moved=1_001), "model of the segments"),
+        (Figures(mart_rows=9, queue_rows=1_001, extracted=9, queued=9), "--dry-run"),
+        (Figures(mart_rows=9, pending=101, withdrawn=101), "--dry-run"),
+        (Figures(mart_rows=9, no_visits=("x_at",), visits_queued=1), "Was the column renamed?"),
+    ],
+)
+def test_a_guard_says_its_own_next_step_before_force(figures: Figures, step: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        guards.judge(figures, Settings())
+
+    said = str(refusal.value)
+    assert step in said
+    assert said.endswith("If this is meant, run again with --force (in Python: force=True)")
+    assert said.index(step) < said.index("--force")
+
+
+def test_what_two_guards_advise_is_said_once() -> None:
+    figures = Figures(mart_rows=1, previous_mart_rows=10, pending=101, withdrawn=101)
+    figures.queue_rows, figures.extracted, figures.queued = 1_001, 9, 9
+
+    with pytest.raises(Refused) as refusal:
+        guards.judge(figures, Settings())
+
+    sentences = [part.strip() for part in str(refusal.value).replace("; ", ". ").split(". ")]
+    assert len(sentences) == len(set(sentences))
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_refusal_is_told_once(log_format: str, mart: Mart, select: Select) -> None:
+    mart(USERS, "UPDATE mart_user_segments SET segmented_at = now() - INTERVAL 49 HOUR")
+
+    ended = command("etl.user_segments", COLUMNS="500", LOG_FORMAT=log_format)
+
+    last = ended.stdout if log_format == "json" else ended.stderr
+    assert "user_segments refused: stale: the mart was built 49 hours ago" in last
+    assert "refused: refused" not in ended.stdout + ended.stderr
+    assert last_run(select)["error"].startswith("stale: ")
+
+
+# Syncs that are not begun
+
+
+def test_mails_are_not_queued_on_a_mart_that_was_refused(mart: Mart) -> None:
+    mart("CREATE TABLE mart_recommendations AS SELECT 1 AS x", USERS)
+    mart("DELETE FROM mart_user_segments")
+
+    mails = results(command("etl", "--json"))[1]
+
+    assert mails["status"] == "refused"
+    assert mails["error"] == (
+        "not run, because user_segments was refused: empty: the mart has no rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({"POSTGRES_PASSWORD": "wrong"}, "password authentication failed"),
+        ({"POSTGRES_DB": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": "1"}, "127.0.0.1:1"),
+        ({"DUCKDB_PATH": "/nowhere/file.duckdb"}, "/nowhere/file.duckdb: no such file"),
+        ({"MART_SCHEMA": "elsewhere"}, "is not in schema elsewhere but in main"),
+    ],
+)
+def test_a_sync_that_is_not_begun_says_what_really_failed(
+    settings: dict[str, str], cause: str, mart: Mart
+) -> None:
+    mart(USERS)
+
+    segments_failed, mails, _ = results(command("etl", "--json", **settings))
+
+    assert segments_failed["status"] == "failed"
+    assert mails["error"].startswith("not run, because user_segments failed: ")
+    assert cause in mails["error"]
+    assert (
+        mails["error"].removeprefix("not run, because user_segments failed: ")
+        in (segments_failed["error"])
+    )
+    assert "such a mart" not in mails["error"]
+
+
+# Dry runs
+
+
+def test_a_dry_run_says_what_each_sync_did(mart: Mart) -> None:
+    mart(USERS)
+
+    said = " ".join(command("etl", "--dry-run").stdout.split())
+
+    done = "all was done in Postgres and rolled back, with the locks and the time that takes"
+    assert f"nothing was changed. user_segments and email_triggers: {done}." in said
+    assert "recommendations: ended on the way; Redis was at most read" in said
+    assert "Redis was only read" not in said
+
+
+def test_a_failed_dry_run_does_not_say_that_all_was_done(mart: Mart) -> None:
+    mart(USERS)
+
+    said = " ".join(command("etl", "--dry-run", POSTGRES_PASSWORD="wrong").stdout.split())
+
+    assert "Dry run: nothing was changed." in said
+    assert "all was done" not in said
+    assert "user_segments: ended on the way" in said
+    assert "email_triggers: not begun" in said
+
+
+def test_a_refused_dry_run_was_done_to_its_end(mart: Mart) -> None:
+    mart(USERS, "UPDATE mart_user_segments SET segmented_at = now() - INTERVAL 49 HOUR")
+
+    said = " ".join(command("etl.user_segments", "--dry-run").stdout.split())
+
+    assert "user_segments: all was done in Postgres and rolled back" in said
