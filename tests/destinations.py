@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from conftest import ROOT
+from pace import HANG
 
 from etl import ledger, postgres
 from etl.options import Options
@@ -90,13 +91,13 @@ def stuck(select: Select, user_id: str, *flags: str) -> Iterator[subprocess.Pope
     try:
         with in_the_way(user_id):
             process = _start("etl.user_segments", "--json", *flags)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + HANG
             while not select(waits):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline, "it never came to wait"
                 time.sleep(0.02)
             yield process
-        process.communicate(timeout=30)
+        process.communicate(timeout=HANG)
     finally:
         if process is not None:
             process.kill()

@@ -15,7 +15,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import IO, Any
 import pytest
 import redis
 from conftest import ROOT, command, segments
+from pace import HANG, soon
 
 from etl import cli, email_triggers, postgres, recommendations, user_segments
 from etl.errors import Stopped, UsageError
@@ -510,7 +510,7 @@ def test_a_reader_who_has_gone_does_not_stop_the_syncs(marts: None, touched: Tou
     assert process.stdout is not None
     process.stdout.close()
 
-    assert process.wait(30) == 0
+    assert process.wait(HANG) == 0
     assert touched() == (3, 1, 2, 3)
 
 
@@ -545,7 +545,7 @@ def test_a_signal_rolls_back_and_is_recorded(
     _wait_for_lock(database)
 
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=5)
+    stdout, stderr = process.communicate(timeout=HANG)
     database.rollback()
     (row,) = postgres.select(database, "SELECT run_id, sync, status, error FROM etl.sync_runs")
 
@@ -564,14 +564,14 @@ def test_a_signal_rolls_back_and_is_recorded(
 def test_a_signal_during_the_imports_is_one_line_too(
     module: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    slow = "import time\nprint('importing', flush=True)\ntry: time.sleep(30)\nexcept BaseException:"
+    slow = "import time\nprint('importing', flush=True)\ntry: time.sleep(99)\nexcept BaseException:"
     (tmp_path / "dataframely.py").write_text(f"{slow} raise ImportError('swallowed') from None\n")
     process = _start(module, PYTHONPATH=str(tmp_path))
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
 
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=5)
+    _, stderr = process.communicate(timeout=HANG)
 
     assert (process.returncode, stderr) == (code, f"etl: stopped by {number.name}\n")
 
@@ -724,10 +724,7 @@ def _start(module: str, *arguments: str, **environment: str) -> subprocess.Popen
 def _wait_for_lock(database: postgres.Connection) -> None:
     """Return when a sync waits for a lock that this connection holds."""
     waiting = "SELECT 1 AS one FROM pg_locks WHERE NOT granted"
-    deadline = time.monotonic() + 20
-    while not postgres.select(database, waiting):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert soon(lambda: bool(postgres.select(database, waiting)), HANG)
 
 
 def _on_a_terminal(module: str) -> tuple[int, str]:
@@ -745,7 +742,7 @@ def _on_a_terminal(module: str) -> tuple[int, str]:
     os.close(theirs)
     with open(ours, "rb", buffering=0) as terminal:
         screen = _everything(terminal)
-    return process.wait(30), screen.decode().replace("\r\n", "\n")
+    return process.wait(HANG), screen.decode().replace("\r\n", "\n")
 
 
 def _everything(terminal: IO[bytes]) -> bytes:

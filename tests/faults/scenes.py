@@ -136,16 +136,6 @@ def settled(sync: str, marts: list[Path], select: Select, keys: redis.Redis) -> 
     return states, seconds
 
 
-def soon(holds: Callable[[], bool], seconds: float) -> bool:
-    """Whether it comes true in that time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def nothing_is_left(select: Select) -> bool:
     """No session of a run, no lock, no temporary table."""
     (left,) = select("""

@@ -14,6 +14,7 @@ import pytest
 import redis
 from conftest import segments
 from destinations import Mart, Select, stuck
+from pace import soon
 from scenes import (
     SYNCS,
     USERS,
@@ -23,7 +24,6 @@ from scenes import (
     nothing_is_left,
     run,
     settled,
-    soon,
     spawn,
     state,
     statuses_since,

@@ -15,6 +15,7 @@ import pytest
 import redis
 from conftest import command, results
 from destinations import Select, execute, last_run
+from pace import HANG, soon, within
 from proxy import Proxy
 from scenes import (
     FULL,
@@ -25,7 +26,6 @@ from scenes import (
     proxied,
     run,
     settled,
-    soon,
     start,
     state,
     statuses_since,
@@ -84,7 +84,8 @@ def test_a_run_that_loses_postgres_goes_on_when_it_is_back(  # noqa: PLR0917
         before = clock(select)
         with proxied(servers, monkeypatch, RETRY_SECONDS="15") as proxy:
             lost = lose(proxy, sync, point, failure)
-            result = run(sync, marts[number % 2])
+            with within(8):
+                result = run(sync, marts[number % 2])
 
         assert lost.is_set(), point
         assert state(sync, select, keys) == states[number % 2], point
@@ -93,7 +94,6 @@ def test_a_run_that_loses_postgres_goes_on_when_it_is_back(  # noqa: PLR0917
         row = last_run(select, sync)
         assert [row[name] for name in COMMON] == [result.get(name) for name in COMMON], point
         assert (row["run_id"], row["error"]) == (result["run_id"], None), point
-        assert result["seconds"] < 8, point
         assert soon(lambda: nothing_is_left(select), 3), point
 
 
@@ -110,11 +110,11 @@ def test_a_postgres_that_dies_and_comes_back_is_waited_for(
 
         with blocked_merge() as merging:
             process = start("etl.user_segments", "--force", "--json", DUCKDB_PATH=str(marts[1]))
-            assert soon(merging, 20)
+            assert soon(merging, HANG)
             own_servers.postgres.kill()
         time.sleep(3)
         own_servers.start_postgres()
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=HANG)
 
         assert process.returncode == 0, (stdout, stderr)
         rows = committed("SELECT status FROM etl.sync_runs ORDER BY started_at")
@@ -138,11 +138,12 @@ def test_a_postgres_that_stays_away_fails_the_run_when_the_time_is_up(
     with proxied(servers, monkeypatch, RETRY_SECONDS="2", LOG_FORMAT="text") as proxy:
         at(proxy, "user_segments", point, proxy.refuse)
         begun = time.monotonic()
-        finished = command("etl.user_segments", "--force", "--json")
+        with within(8):
+            finished = command("etl.user_segments", "--force", "--json")
         seconds = time.monotonic() - begun
 
     assert finished.returncode == 1
-    assert 2 <= seconds < 8
+    assert seconds >= 2
     assert "Traceback" not in finished.stderr
     assert finished.stderr.count("etl: ") == 1
     error = results(finished)[0]["error"]
@@ -168,31 +169,30 @@ def test_what_does_not_let_us_in_is_not_tried_again(
 ) -> None:
     marts = two_marts(environment.parent, 10)
 
-    with proxied(servers, monkeypatch, RETRY_SECONDS="20", **setting) as proxy:
-        begun = time.monotonic()
-        with pytest.raises(SyncError, match=said):
-            run("user_segments", marts[0])
+    with (
+        proxied(servers, monkeypatch, RETRY_SECONDS="600", **setting) as proxy,
+        within(HANG),
+        pytest.raises(SyncError, match=said),
+    ):
+        run("user_segments", marts[0])
 
-    assert time.monotonic() - begun < 2
     assert proxy.connections <= 3  # the driver opens two of its own; the ledger is not tried
 
 
 def test_an_error_that_cannot_heal_is_not_tried_again(
     environment: Path, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RETRY_SECONDS", "20")
+    monkeypatch.setenv("RETRY_SECONDS", "600")
     marts = two_marts(environment.parent, 10)
 
     for statement, said in INCURABLE.items():
         execute("DROP TABLE IF EXISTS crm.user_segments", "DELETE FROM etl.sync_runs")
         init_db()
         execute(statement)
-        begun = time.monotonic()
 
-        with pytest.raises(SyncError, match=said):
+        with within(HANG), pytest.raises(SyncError, match=said):
             run("user_segments", marts[0])
 
-        assert time.monotonic() - begun < 2
         assert select("SELECT status FROM etl.sync_runs") == [{"status": "failed"}]
 
 
@@ -216,12 +216,12 @@ def test_a_run_whose_backend_is_ended_by_a_dba_is_tried_again(
 
     with blocked_merge() as merging:
         process = start("etl.user_segments", "--force", "--json", DUCKDB_PATH=str(marts[1]))
-        assert soon(merging, 20)
+        assert soon(merging, HANG)
         select(
             "SELECT pg_terminate_backend(pid)::text AS done FROM pg_stat_activity"
             " WHERE application_name LIKE 'etl.user_segments%'"
         )
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=HANG)
 
     assert process.returncode == 0, (stdout, stderr)
     assert state("user_segments", select, keys) == second

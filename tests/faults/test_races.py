@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from destinations import Select
+from pace import soon
 from scenes import (
     FULL,
     SYNCS,
@@ -19,7 +20,6 @@ from scenes import (
     nothing_is_left,
     run,
     settled,
-    soon,
     spawn,
     state,
     superuser,

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import redis
 from destinations import Mart, Select, last_run
+from pace import HANG, soon, within
 from proxy import Proxy
-from scenes import FULL, later, soon, start
+from scenes import FULL, later, start
 from tls import certificates
 
 from demo.embedded import Servers
@@ -46,8 +47,13 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_told_once(
     mart(MANY)
     monkeypatch.setenv("RETRY_SECONDS", "20")
 
+    def come_back() -> None:
+        assert soon(lambda: bool(_warnings(caplog)), HANG)
+        time.sleep(3)
+        servers.start_redis()
+
     with _away(servers):
-        later(3, servers.start_redis)
+        later(0, come_back)
         result = recommendations.sync()
 
     assert result["written"] == USERS
@@ -156,10 +162,10 @@ def test_a_server_that_stays_away_is_given_up_in_time_with_what_is_known(
     with patch(command, seconds=2) as proxy:
         _in_the_middle(proxy, "gone")
         begun = time.monotonic()
-        with pytest.raises(SyncError) as raised:
+        with within(6), pytest.raises(SyncError) as raised:
             recommendations.sync()
 
-    assert 2 <= time.monotonic() - begun < 6
+    assert time.monotonic() - begun >= 2
     row = last_run(select, "recommendations")
     assert 0 < row["written"] <= int(keys.dbsize()) < USERS
     assert f"stopped with at least {row['written']:,} of {USERS:,} keys" in str(raised.value)
@@ -178,11 +184,9 @@ def test_a_frozen_server_ends_in_a_timeout(
             freeze()
         else:
             proxy.when("client", b"reco:user_7", do=freeze)
-        begun = time.monotonic()
-        with pytest.raises(SyncError, match="Timeout"):
+        # It is noticed, tried again, and given up.
+        with within(5 + 1 + 5 + 2), pytest.raises(SyncError, match="Timeout"):
             recommendations.sync()
-
-    assert time.monotonic() - begun < 5 + 1 + 5 + 2  # it is noticed, tried again, and given up
 
 
 @SLOW
@@ -222,13 +226,11 @@ def test_what_cannot_heal_is_not_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     mart(MANY)
-    monkeypatch.setenv("RETRY_SECONDS", "30")
+    monkeypatch.setenv("RETRY_SECONDS", "600")
 
-    begun = time.monotonic()
-    with _fault(fault, keys, monkeypatch), pytest.raises(SyncError, match="Redis"):
+    with _fault(fault, keys, monkeypatch), within(HANG), pytest.raises(SyncError, match="Redis"):
         recommendations.sync()
 
-    assert time.monotonic() - begun < 5
     assert _warnings(caplog) == []
 
 
@@ -247,7 +249,7 @@ def test_a_run_that_waits_for_redis_can_be_stopped(
     mart(MANY)
     with Proxy(servers.redis_port) as proxy:
         proxy.stall() if fault == "frozen" else proxy.refuse()
-        environment = {"REDIS_PORT": str(proxy.port), "RETRY_SECONDS": "30", "LOG_FORMAT": "text"}
+        environment = {"REDIS_PORT": str(proxy.port), "RETRY_SECONDS": "600", "LOG_FORMAT": "text"}
         with start("etl.recommendations", **environment) as process:
             assert process.stderr is not None
             sign = "mart.read" if fault == "frozen" else "redis.lost"
@@ -255,11 +257,10 @@ def test_a_run_that_waits_for_redis_can_be_stopped(
                 if sign in line:
                     break
             time.sleep(0.7)
-            begun = time.monotonic()
-            process.send_signal(number)
-            _, said = process.communicate(timeout=20)
+            with within(2):
+                process.send_signal(number)
+                _, said = process.communicate(timeout=HANG)
 
-    assert time.monotonic() - begun < 2
     assert process.returncode == code
     assert "Traceback" not in said
 

@@ -15,6 +15,7 @@ import duckdb
 import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, digest, last_run, stuck
+from pace import HANG, within
 from scenes import FULL, SYNCS, dbt_writes, later, run, start, times
 
 from etl import user_segments
@@ -28,27 +29,29 @@ def test_a_run_waits_while_dbt_writes_and_says_once_for_whom(
     mart(segments(users("regular")), RECOMMENDED)
 
     with dbt_writes(environment) as dbt:
-        process = start(f"etl.{sync}", "--json", WAREHOUSE_WAIT="30", LOG_FORMAT="text")
+        process = start(f"etl.{sync}", "--json", WAREHOUSE_WAIT=f"{HANG}", LOG_FORMAT="text")
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if "warehouse.locked" in line)
         later(times(1, 2), lambda: dbt.stdin and dbt.stdin.close())
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=HANG)
 
     assert process.returncode == 0, (stdout, stderr)
-    told = [line for line in stderr.splitlines() if "warehouse.locked" in line]
-    assert len(told) == 1, stderr
-    assert f"PID {dbt.pid}" in told[0]
+    assert f"PID {dbt.pid}" in told
+    assert "warehouse.locked" not in stderr
 
 
 def test_a_warehouse_that_stays_locked_fails_the_run_and_names_the_writer(
     mart: Mart, environment: Path, select: Select
 ) -> None:
     mart(segments(users("regular")))
+
     begun = time.monotonic()
 
-    with dbt_writes(environment) as dbt:
+    with dbt_writes(environment) as dbt, within(6):
         finished = command("etl.user_segments", "--json", WAREHOUSE_WAIT="1", LOG_FORMAT="text")
 
     assert finished.returncode == 1
-    assert 1 <= time.monotonic() - begun < 6
+    assert time.monotonic() - begun >= 1
     error = results(finished)[0]["error"]
     assert error.startswith(f"warehouse {environment}: locked by a writer, ")
     assert f"PID {dbt.pid}" in error
@@ -64,12 +67,11 @@ def test_who_waits_for_dbt_can_be_stopped(mart: Mart, environment: Path) -> None
         assert process.stderr is not None
         while "warehouse.locked" not in process.stderr.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
-        process.communicate(timeout=30)
+        with within(2):
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=HANG)
 
     assert process.returncode == 143
-    assert time.monotonic() - begun < 2
 
 
 def test_the_file_is_free_for_dbt_while_the_merge_goes_on(

@@ -1,0 +1,43 @@
+"""Time limits that hold on a busy machine too.
+
+A limit is either far from both sides (`HANG`: longer than anything takes, shorter than what would
+be waited for if the rule were broken), or a promise in seconds (`within`, `soon`), which is kept
+to on an idle machine and stretched as far as this machine is too busy for any program to keep it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+HANG = 60.0
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail a block that takes longer."""
+    begun = time.monotonic()
+    yield
+    took = time.monotonic() - begun
+    assert took < seconds or took < seconds * crowding(), f"{took:.1f} s instead of {seconds:g} s"
+
+
+def soon(holds: Callable[[], bool], seconds: float) -> bool:
+    """Return whether it comes true in that time."""
+    deadline, stretched = time.monotonic() + seconds, False
+    while not holds():
+        if time.monotonic() > deadline:
+            if stretched:
+                return False
+            deadline, stretched = deadline + seconds * (crowding() - 1), True
+        time.sleep(0.02)
+    return True
+
+
+def crowding() -> float:
+    """Measure how much longer than on an idle machine computing takes here; 1 for no longer."""
+    begun, computed = time.monotonic(), time.thread_time()
+    while time.thread_time() - computed < 0.1:
+        pass
+    return max(1.0, (time.monotonic() - begun) / 0.1)
