@@ -120,13 +120,18 @@ def test_a_mail_workers_statements_call_nothing_either(trapped: str, servers: Se
         for name in ("claim_emails", "complete_email", "release_stale_emails")
     ]
     claim, complete, release = statements
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        " SELECT 'u' || n, 'x', now(), 1, '{}' FROM generate_series(1, 3) AS n"
+    )
 
     said = _psql(
         servers,
         f"SET search_path = {trapped};",
-        rf"{claim} \bind 1 w \g",
-        rf"{complete} \bind 1 w '2020-01-01' true '' \g",
-        rf"{release} \bind 600 \g",
+        rf"{claim} \bind 2 w \gset",
+        rf"{claim} \bind 1 w \gset",
+        rf"{complete} \bind :id w :'claimed_at' true '' \g",
+        f"PREPARE release (int) AS {release}; EXECUTE release (0);",
     )
 
     assert said == ""

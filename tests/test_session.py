@@ -165,7 +165,7 @@ def test_a_policy_that_hides_rows_fails_the_run(table: str, mart: Mart, select: 
     mart(segments(USERS))
     email_triggers.sync(force=True)
     execute(
-        f"CREATE POLICY hides ON {table} USING (false)",
+        f"CREATE POLICY hides ON {table} USING (false) WITH CHECK (true)",
         f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY",  # for its owner, too
     )
@@ -213,8 +213,10 @@ def test_pgbouncer_lets_a_session_in(
     ):
         setting.setenv("POSTGRES_PORT", str(port))
         came_out = _day(select)
+        (path,) = _rows("SELECT current_setting('search_path') AS path")
 
     assert came_out == right
+    assert path == {"path": "pg_catalog, pg_temp"}
 
 
 # Helpers

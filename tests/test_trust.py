@@ -10,7 +10,7 @@ import pytest
 from conftest import command, segments
 from destinations import Mart, Select, as_superuser, execute
 
-from etl import email_triggers, user_segments
+from etl import email_triggers, postgres, user_segments
 from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.prune import prune
@@ -72,6 +72,29 @@ def test_a_schema_that_a_stranger_made_first_is_not_touched(
 
     for program in PROGRAMS:
         assert _refusal(program).startswith(f"schema {schema}, {schema}.")
+
+
+def test_a_schema_that_a_stranger_makes_just_before_us_is_not_used(
+    servers: Servers, mallory: None, monkeypatch: pytest.MonkeyPatch, select: Select
+) -> None:
+    """init_db has seen that there is none, and then takes what is there for its own."""
+    execute("DROP SCHEMA crm CASCADE")
+    make = postgres.execute
+
+    def be_second(connection: Any, sql: str) -> None:
+        if "CREATE SCHEMA IF NOT EXISTS crm" in sql:
+            as_superuser(
+                servers,
+                "CREATE SCHEMA crm AUTHORIZATION mallory",
+                "GRANT ALL ON SCHEMA crm TO PUBLIC",
+            )
+        make(connection, sql)
+
+    with monkeypatch.context() as race:
+        race.setattr(postgres, "execute", be_second)
+        assert _refusal("init_db").startswith("schema crm: owned by mallory")
+
+    assert select("SELECT FROM pg_tables WHERE schemaname = 'crm'") == []
 
 
 @pytest.mark.parametrize("table", TABLES)
