@@ -132,7 +132,7 @@ def test_a_role_that_may_only_read_is_told_so(whom: str, servers: Servers, mart:
 
     with _set_for(servers, whom, {"default_transaction_read_only": "on"}):
         for dry_run in (False, True):
-            with pytest.raises(SyncError, match="see who set default_transaction_read_only") as raised:
+            with pytest.raises(SyncError, match="who set default_transaction_read_only") as raised:
                 user_segments.sync(dry_run=dry_run)
             assert "\n" not in str(raised.value)
         status(Flags(), dt.datetime.now(dt.UTC))  # which only reads
@@ -172,7 +172,7 @@ def test_a_policy_that_hides_rows_fails_the_run(table: str, mart: Mart, select: 
 
     module: Any = user_segments if table == "crm.user_segments" else email_triggers
     for dry_run in (False, True):
-        with pytest.raises(SyncError, match="policy hides rows from airflow: give it BYPASSRLS") as raised:
+        with pytest.raises(SyncError, match="hides rows from airflow: give it BYPASSRLS") as raised:
             module.sync(dry_run=dry_run)
         assert "\n" not in str(raised.value)
 
@@ -184,7 +184,7 @@ def test_a_policy_that_hides_rows_fails_prune(table: str, database: Any) -> None
         f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
     )
 
-    with pytest.raises(SyncError, match="policy hides rows from airflow: give it BYPASSRLS"):
+    with pytest.raises(SyncError, match="hides rows from airflow: give it BYPASSRLS"):
         prune(30)
 
 
