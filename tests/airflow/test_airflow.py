@@ -207,7 +207,7 @@ def test_a_failing_shard_fails_the_run_and_stops_nobody_else(
         "failed"
     ) == 1
     assert [row for row in ended.table if " no result " in row]
-    assert "the row is broken" in ended.log
+    assert "the function crm.break raised an error" in ended.log
     assert "whom it concerns" not in ended.log  # the driver's own error would say
 
 
@@ -273,6 +273,37 @@ def test_a_dry_run_changes_nothing(airflow: Airflow, select: Select, keys: redis
     assert len([row for row in ended.table if "(dry run)" in row and "inserted" in row]) == 6
     assert counts(select) == {"segments": 0, "mails": 0, "runs": 0}
     assert keys.dbsize() == 0
+    kept = str(airflow.query("SELECT value FROM xcom"))
+    assert "outcomes" in kept
+    assert "user_0" not in kept  # no id of a user: what a task returns stays for weeks
+
+
+def test_a_plain_operator_logs_no_value_of_a_row(airflow: Airflow, database: Connection) -> None:
+    break_user(database, "user_000005")
+    plain = airflow.home / "dags" / "plain.py"
+    plain.write_text(PLAIN)
+    try:
+        ended = airflow.run("dags", "test", "plain")
+    finally:
+        plain.unlink()
+
+    told = ended.stdout + ended.stderr
+    assert "SyncError" in told
+    assert "the function crm.break raised an error" in told
+    assert "the row is broken" not in told  # which may name a user
+    assert "whom it concerns" not in told
+    assert "user_000005" not in told
+    assert "\x1b[2J" not in told
+
+
+PLAIN = """
+from airflow.providers.standard.operators.python import PythonOperator
+from airflow.sdk import DAG
+from etl import user_segments
+
+with DAG("plain"):
+    PythonOperator(task_id="plain", python_callable=user_segments.sync)
+"""
 
 
 @pytest.mark.parametrize("params", [{"dry_run": "False"}, {"shards": 0}])
@@ -364,7 +395,8 @@ def break_user(database: Connection, user_id: str) -> None:
         CREATE FUNCTION crm.break() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF NEW.user_id = '{user_id}' THEN
-                RAISE EXCEPTION 'the row is broken' USING DETAIL = 'whom it concerns';
+                RAISE EXCEPTION 'the row is broken' USING
+                    DETAIL = 'whom it concerns: {user_id}' || chr(27) || '[2J';
             END IF;
             RETURN NEW;
         END $$
