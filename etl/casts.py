@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -11,7 +12,7 @@ from duckdb import ColumnExpression, FunctionExpression
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import dataframely as dy
     import duckdb
@@ -32,27 +33,14 @@ _NAIVE = {"date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "n
 
 @dataclass(frozen=True)
 class _Cast:
-    """How a contract's dtype is made of the mart's types, each by a macro of session.sql."""
+    """How a contract's dtype is made of the mart's types; NULL is what does not fit."""
 
     what: str
-    macros: dict[str, set[str]]
-    exact: set[str] = field(default_factory=set)  # types of which every value fits
+    ways: tuple[tuple[set[str], Callable[[duckdb.Expression], duckdb.Expression]], ...]
+    exact: set[str]  # types of which every value fits
 
-    def macro(self, type_id: str) -> str | None:
-        return next((macro for macro, takes in self.macros.items() if type_id in takes), None)
-
-
-_CASTS: dict[type[pl.DataType], _Cast] = {
-    pl.String: _Cast("text", {"as_text": _TEXTS}, exact=_TEXTS),
-    pl.Int64: _Cast(
-        "a number",
-        {"as_count": _INTEGERS, "as_whole_count": _FRACTIONS},
-        exact={*_SMALL_INTEGERS, "bigint"},
-    ),
-    pl.Decimal: _Cast("a number", {"as_money": _NUMBERS}, exact=_SMALL_INTEGERS),
-    pl.Float64: _Cast("a number", {"as_number": _NUMBERS}, exact=_NUMBERS),
-    pl.Datetime: _Cast("a timestamp", {"as_utc_moment": _NAIVE, "as_moment": _ZONED}),
-}
+    def way(self, type_id: str) -> Callable[[duckdb.Expression], duckdb.Expression] | None:
+        return next((way for types, way in self.ways if type_id in types), None)
 
 
 def check(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str) -> None:
@@ -61,14 +49,15 @@ def check(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str)
     Raises:
         SyncError: naming the query (`origin`) and every column that is wrong.
     """
-    types = dict(zip(rows.columns, rows.types, strict=True))
+    names = [name.lower() for name in rows.columns]
+    types = dict(zip(names, rows.types, strict=True))
     problems = []
     for column, cast in _contract_casts(contract):
         if column not in types:
             problems.append(f"{column} is missing")
-        elif rows.columns.count(column) > 1:
+        elif names.count(column) > 1:
             problems.append(f"{column} comes more than once")
-        elif cast.macro(types[column].id) is None:
+        elif cast.way(types[column].id) is None:
             problems.append(f"{column} is {types[column]}, which is not {cast.what}")
     if problems:
         raise SyncError(f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file")
@@ -100,15 +89,82 @@ def without_empty_misfits(table: pa.Table) -> pa.Table:
 
 
 def _casts(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> Iterator[duckdb.Expression]:
-    types = {name: type_.id for name, type_ in zip(rows.columns, rows.types, strict=True)}
+    types = {name.lower(): type_.id for name, type_ in zip(rows.columns, rows.types, strict=True)}
     for column, cast in _contract_casts(contract):
-        raw = ColumnExpression(column)
-        cast_column = FunctionExpression(str(cast.macro(types[column])), raw)
-        yield cast_column.alias(column)
+        raw, way = ColumnExpression(column), cast.way(types[column])
+        if way is None:  # `check` has refused it
+            raise SyncError(f"{column}: not {cast.what}")
+        yield way(raw).alias(column)
         if types[column] not in cast.exact:
-            yield FunctionExpression("misfit", raw, cast_column).alias(MISFIT.format(column))
+            yield FunctionExpression("misfit", raw, way(raw)).alias(MISFIT.format(column))
 
 
 def _contract_casts(contract: type[dy.Schema]) -> list[tuple[str, _Cast]]:
-    schema = {name: column.dtype for name, column in contract.columns().items()}
-    return [(column, _CASTS[dtype.base_type()]) for column, dtype in schema.items()]
+    casts, problems = [], []
+    for name, column in contract.columns().items():
+        if cast := _cast_to(column.dtype):
+            casts.append((name, cast))
+        else:
+            problems.append(f"{name} is {column.dtype!r}")
+    if problems:
+        raise SyncError(
+            f"{contract.__name__}: {'; '.join(problems)}, which is not read from a mart; declare"
+            " text, numbers, booleans, dates, or moments in microseconds (UTC or without a zone)"
+        )
+    return casts
+
+
+def _cast_to(dtype: pl.DataType) -> _Cast | None:
+    match dtype:
+        case pl.Decimal(precision=precision, scale=scale):
+            small_fit = _SMALL_INTEGERS if precision - scale >= 10 else set()  # digits of 2 ** 32
+            return _number(f"DECIMAL({precision}, {scale})", small_fit)
+        case pl.Datetime(time_unit="us", time_zone="UTC"):
+            return _UTC_MOMENT
+        case pl.Datetime(time_unit="us", time_zone=None):
+            return _NAIVE_MOMENT
+        case _:
+            return _CASTS.get(dtype.base_type())
+
+
+def _integer(width: str) -> _Cast:
+    def whole(raw: duckdb.Expression) -> duckdb.Expression:
+        return FunctionExpression("as_whole", raw, raw.try_cast(width))
+
+    exact = {width} | (_SMALL_INTEGERS if width == "bigint" else set())
+    return _Cast("a number", ((_INTEGERS, _to(width)), (_FRACTIONS, whole)), exact)
+
+
+def _number(type_: str, exact: set[str]) -> _Cast:
+    return _Cast("a number", ((_NUMBERS, _to(type_)),), exact)
+
+
+def _macro(name: str) -> Callable[[duckdb.Expression], duckdb.Expression]:
+    """One of session.sql."""
+    return partial(FunctionExpression, name)
+
+
+def _to(type_: str) -> Callable[[duckdb.Expression], duckdb.Expression]:
+    return lambda raw: raw.try_cast(type_)
+
+
+_UTC_MOMENT = _Cast(
+    "a timestamp", ((_NAIVE, _macro("as_utc_moment")), (_ZONED, _macro("as_moment"))), set()
+)
+_NAIVE_MOMENT = _Cast("a timestamp", ((_NAIVE | _ZONED, _macro("as_naive_moment")),), set())
+
+_CASTS: dict[type[pl.DataType], _Cast] = {
+    pl.String: _Cast("text", ((_TEXTS, _macro("as_text")),), _TEXTS),
+    pl.Boolean: _Cast("a boolean", (({"boolean", "null"}, _to("BOOLEAN")),), {"boolean"}),
+    pl.Date: _Cast("a date", (({"date"}, _macro("as_day")), ({"null"}, _to("DATE"))), set()),
+    pl.Float64: _number("DOUBLE", _NUMBERS),
+    pl.Float32: _number("FLOAT", {"float"}),
+    pl.Int8: _integer("tinyint"),
+    pl.Int16: _integer("smallint"),
+    pl.Int32: _integer("integer"),
+    pl.Int64: _integer("bigint"),
+    pl.UInt8: _integer("utinyint"),
+    pl.UInt16: _integer("usmallint"),
+    pl.UInt32: _integer("uinteger"),
+    pl.UInt64: _integer("ubigint"),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import orjson
 import polars as pl
 
 from etl.casts import MISFIT
+from etl.warehouse import SKEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +73,9 @@ def together(parts: Sequence[Rejects]) -> Rejects:
     )
 
 
-def accept(contract: type[dy.Schema], mart: pa.Table, limit: int) -> tuple[pl.DataFrame, Rejects]:
+def accept(
+    contract: type[dy.Schema], mart: pa.Table, limit: int, now: dt.datetime | None = None
+) -> tuple[pl.DataFrame, Rejects]:
     """Split a mart into the rows that keep the contract and those that break it.
 
     A duplicated key rejects every row that bears it: which of them is right, nobody knows.
@@ -80,11 +84,13 @@ def accept(contract: type[dy.Schema], mart: pa.Table, limit: int) -> tuple[pl.Da
         contract: columns, dtypes and rules; it has a `user_id` and a primary key.
         mart: the table of `warehouse.read`.
         limit: how many rejected rows to describe one by one.
+        now: the run's clock; `built_at` may not be later by more than an hour.
     """
+    now = now or dt.datetime.now(dt.UTC)
     columns = contract.column_names()
     misfits = [name for name in map(MISFIT.format, columns) if name in mart.column_names]
     frame = pl.DataFrame(pl.from_arrow(mart.select([*columns, *misfits]))).with_row_index("row")
-    checked = _checked(contract, frame, misfits)
+    checked = _checked(contract, frame, misfits, now)
     if checked.is_valid(frame):  # as nearly always: to filter would be to copy everything
         return frame.select(columns), _rejects(
             checked.filter(frame.clear())[1], contract, misfits, limit
@@ -93,10 +99,16 @@ def accept(contract: type[dy.Schema], mart: pa.Table, limit: int) -> tuple[pl.Da
     return good.select(columns), _rejects(failure, contract, misfits, limit)
 
 
-def _checked(contract: type[dy.Schema], frame: pl.DataFrame, misfits: list[str]) -> Any:
-    """The contract, plus the rule that nothing is unfit, less a key that is proven unique."""
-    fields: dict[str, dy.Column] = {"row": dy.UInt32()}
+def _checked(
+    contract: type[dy.Schema], frame: pl.DataFrame, misfits: list[str], now: dt.datetime
+) -> Any:
+    """The contract and that nothing is unfit nor of the future, less a key proven unique."""
+    fields: dict[str, Any] = {"row": dy.UInt32()}
     fields |= {name: dy.String(nullable=True, check={"unfit": pl.Expr.is_null}) for name in misfits}
+    if built_at := contract.columns().get("built_at"):
+        known = (pl.col("built_at") <= now + SKEW).fill_null(True)
+        name = (built_at.metadata or {}).get("mart", "built_at")
+        fields[f"{name}|in_the_future"] = dy.rule()(lambda _: known)
     key = contract.primary_key()
     # Rows of different hashes have different keys. To compare the keys themselves takes five
     # times as long and 800 MB for five million rows; it is left for when two hashes are alike.

@@ -6,16 +6,17 @@ import re
 import threading
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from etl import retry
+from etl import log, queries, retry
+from etl.duckdb_errors import FOREIGN, Locked, explained
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # DuckDB does little more here than scan one table; what is left is for Arrow and Polars.
 _MEMORY = "512MB"
@@ -28,40 +29,8 @@ _TURN = threading.Lock()
 
 _MAGIC = b"DUCK"  # after an eight-byte checksum
 
-_FOREIGN = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
-
-# What DuckDB says, and what that means to whoever runs the sync.
-_PROBLEMS = (
-    (
-        r"Conflicting lock is held in (.*?)\.? See also",
-        "locked by a writer, {}; run again when dbt is done",
-    ),
-    (r"Could not set lock", "locked by a writer; run again when dbt is done"),
-    (
-        r"different configuration than existing connections",
-        "is open in this very process; close that connection first",
-    ),
-    (
-        r"created with a newer version",
-        "written by a newer DuckDB; upgrade the duckdb package of this service",
-    ),
-    (
-        r"created with (DuckDB version .*?)\.?$",
-        "written by {}, which is too old; let dbt build it anew",
-    ),
-    (r"not a valid DuckDB database file", _FOREIGN),
-    (r"Corrupt|Could not read enough bytes", "damaged; restore it or let dbt build it anew"),
-    (
-        r'with name "([^".]+)\.[^".]+\.[^"]+" does not exist',
-        "a view reads from a database called {0}; if that is this file, name it {0}.duckdb"
-        " as dbt knows it, else make the mart a table",
-    ),
-    (r"Out of Memory", "needs more memory than there is; read it in parts (--shards)"),
-)
-
-
-class Locked(SyncError):  # noqa: N818  (it will be free again)
-    """Somebody writes to the file."""
+# What a writer that was killed leaves beside the file; DuckDB reads it as part of the file.
+_LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 
 
 @contextmanager
@@ -83,6 +52,7 @@ def opened(path: Path, spill: str, wait: float) -> Iterator[duckdb.DuckDBPyConne
         "warehouse.locked",
     )
     try:
+        _tell_of_logs(path)
         yield connection
     finally:
         connection.close()
@@ -101,11 +71,39 @@ def _open(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
 
 def _connect(path: Path, spill: str) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {"temp_directory": spill, "memory_limit": _MEMORY, **_NO_EXTENSIONS}
+    config["file_search_path"] = _search_path(path, Path(spill))
     try:
         # Absolute: DuckDB takes a name like `md:x` for a service, and wants an extension for it.
-        return duckdb.connect(path.absolute(), read_only=True, config=config)
+        connection = duckdb.connect(path.absolute(), read_only=True, config=config)
     except duckdb.Error as error:
-        raise explained(error, path, "restore it or let dbt build it anew") from error
+        raise explained(error, path, "restore it or let dbt build it anew") from None
+    connection.execute(queries.load("warehouse", "session"))
+    return connection
+
+
+def _search_path(path: Path, spill: Path) -> str:
+    """The warehouse's folder, and the real one behind a link: what views' relative paths mean."""
+    folders = dict.fromkeys((path.absolute().parent, path.resolve().parent))
+    return ",".join(_without_comma(folder, spill) for folder in folders)
+
+
+def _without_comma(folder: Path, spill: Path) -> str:
+    """The same folder by a name that DuckDB does not take for two."""
+    if "," not in str(folder):
+        return str(folder)
+    link = spill / f"folder{len(list(spill.iterdir()))}"
+    link.symlink_to(folder)
+    return str(link)
+
+
+def _tell_of_logs(path: Path) -> None:
+    for file in (path.with_name(path.name + end) for end in _LOGS):
+        if file.is_file() and file.stat().st_size:
+            log.warning(
+                "warehouse.wal",
+                file=str(file),
+                meaning="read as part of the warehouse, also where it belongs to another copy",
+            )
 
 
 def scratch(spill: Path) -> duckdb.DuckDBPyConnection:
@@ -113,35 +111,36 @@ def scratch(spill: Path) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {"temp_directory": str(spill), "memory_limit": _MEMORY}
     config |= {"preserve_insertion_order": False, **_NO_EXTENSIONS}
     connection = duckdb.connect(config=config)
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(queries.load("warehouse", "session"))
     return connection
-
-
-def explained(error: duckdb.Error, path: Path, otherwise: str) -> SyncError:
-    """Turn an error of DuckDB's into one line; `otherwise` is the advice for one not known."""
-    message = str(error).strip()
-    for pattern, meaning in _PROBLEMS:
-        if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
-            words = (" ".join(group.split()) for group in found.groups())
-            kind = Locked if meaning.startswith("locked") else SyncError
-            return kind(f"warehouse {path}: {meaning.format(*words)}")
-    return SyncError(f"warehouse {path}: {message.partition(chr(10))[0]}; {otherwise}")
 
 
 def _check(path: Path) -> None:
     try:
-        if "\\" in str(path):
-            raise SyncError(f"warehouse {path}: has a backslash, which DuckDB takes for a slash")
-        if not path.exists():
-            raise SyncError(f"warehouse {path}: no such file; run dbt, or set DUCKDB_PATH")
-        if path.is_dir():
-            raise SyncError(f"warehouse {path}: is a folder; set DUCKDB_PATH to the file in it")
-        # Looked at here: DuckDB would fetch an extension from the network for a SQLite file.
-        if not path.is_file() or _head(path)[8:] != _MAGIC:
-            raise SyncError(f"warehouse {path}: {_FOREIGN}")
+        problem = _problem(path)
     except OSError as error:
-        reason = f"{error.strerror}; let the user that runs the sync read it"
-        raise SyncError(f"warehouse {path}: {reason}") from error
+        problem = f"{error.strerror}; let the user that runs the sync read it"
+    if problem:
+        raise SyncError(f"warehouse {path}: {problem}")
+
+
+def _problem(path: Path) -> str | None:
+    if "\\" in str(path):
+        return "has a backslash, which DuckDB takes for a slash"
+    if not path.exists():
+        if str(path).startswith("~"):
+            return "~ is not expanded; write the whole path"
+        if scheme := re.match(r"[A-Za-z][\w+.-]*:", str(path)):
+            # No more than that: there may be a token in the rest.
+            raise SyncError(
+                f"warehouse: DUCKDB_PATH begins with {scheme.group()}, which is not supported;"
+                " give the plain path of a DuckDB file on this machine"
+            )
+        return "no such file; run dbt, or set DUCKDB_PATH"
+    if path.is_dir():
+        return "is a folder; set DUCKDB_PATH to the file in it"
+    # Looked at here: DuckDB would fetch an extension from the network for a SQLite file.
+    return FOREIGN if not path.is_file() or _head(path)[8:] != _MAGIC else None
 
 
 def _head(path: Path) -> bytes:

@@ -8,7 +8,7 @@ well be right is a warning (`first_mails`).
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from etl.errors import Refused
@@ -39,6 +39,7 @@ class Figures:
     mart_rows: int | None = None  # rows of the whole mart; None: not read
     previous_mart_rows: int | None = None  # the same at the last ok run
     built_at: dt.datetime | None = None  # when dbt built the mart, UTC
+    now: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))  # the run's clock
     extracted: int = 0  # rows read
     rejected: int = 0
     target_rows: int = 0  # rows of the target before the run
@@ -84,12 +85,12 @@ def first_mails(queued: int, users: int, queue_rows: int, settings: Settings) ->
     )
 
 
-def expiry(written_at: dt.datetime | None, seconds: int) -> str:
+def expiry(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> str:
     """When the readers of a destination lose what the last ok run wrote for so many seconds."""
     if written_at is None:
         return f"; its keys expire {seconds / 3600:g} hours after they were last written"
     ends = written_at + dt.timedelta(seconds=seconds)
-    verb = "expire" if ends > dt.datetime.now(dt.UTC) else "began to expire"
+    verb = "expire" if ends > now else "began to expire"
     return f"; the first keys {verb} at {ends:%Y-%m-%d %H:%M} UTC"
 
 
@@ -137,7 +138,7 @@ def _churn(figures: Figures, settings: Settings) -> str | None:
 def _stale(figures: Figures, settings: Settings) -> str | None:
     if figures.built_at is None:
         return None
-    hours = (dt.datetime.now(dt.UTC) - figures.built_at) / dt.timedelta(hours=1)
+    hours = (figures.now - figures.built_at) / dt.timedelta(hours=1)
     if hours <= settings.guard_max_age_hours:
         return None
     allowed = f"GUARD_MAX_AGE_HOURS={settings.guard_max_age_hours:g}"

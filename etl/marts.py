@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import duckdb
 
 from etl import queries
 from etl.errors import SyncError, UsageError
 
 if TYPE_CHECKING:
-    import duckdb
-
     from etl.settings import Settings
+
+
+# Many times what any query needs.
+_MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,20 +38,45 @@ def query_of(name: str, settings: Settings) -> Query:
         SyncError: the query cannot be read.
     """
     if settings.etl_sql_dir:
-        folder = Path(settings.etl_sql_dir)
-        if not folder.is_dir():
-            raise UsageError(f"settings: ETL_SQL_DIR: {folder} is not a folder")
-        own = folder / f"{name}.sql"
-        if own.is_file():
-            return Query(_text(own), str(own), is_own=True)
+        own = _folder(settings.etl_sql_dir) / f"{name}.sql"
+        if (sql := _text(own)) is not None:
+            return Query(sql, str(own), is_own=True)
     return Query(queries.load("warehouse", name), f"sql/warehouse/{name}.sql")
 
 
-def _text(path: Path) -> str:
+def _folder(name: str) -> Path:
+    with suppress(OSError):
+        if Path(name).is_dir():
+            return Path(name)
+    raise UsageError(f"settings: ETL_SQL_DIR: {name} is not a folder")
+
+
+def _text(path: Path) -> str | None:
+    """What is in a file; None where nothing has that name, not even a link to nowhere."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise SyncError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        # A pipe or a device would be read for ever.
+        if not path.is_file():
+            raise SyncError(f"{path}: is not a file, nor a link to one; put the query there")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if len(content) > _MOST_BYTES:
+        raise SyncError(f"{path}: is larger than {_MOST_BYTES:,} bytes; put the query there")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise SyncError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from None
+
+
+def _unreadable(path: Path, error: OSError) -> SyncError:
+    return SyncError(f"{path}: {error.strerror}; let the user that runs the sync read it")
 
 
 def find(
@@ -61,18 +91,39 @@ def find(
         SyncError: a mart is in no schema, in the wrong one or in several.
     """
     marts = connection.execute(queries.load("warehouse", "marts"), [query.sql]).fetchall()
+    schemas = connection.execute(queries.load("warehouse", "schemas")).fetchall()
     names, search = [], []
-    for catalog, schema, mart, schemas in marts:
-        found = schema or _choose(mart, schemas, query.origin, mart_schema)
-        names.append(".".join(_quoted(part) for part in (catalog, found, mart) if part))
+    for catalog, schema, mart, holders in marts:
+        if "." in mart and not schema and not holders:
+            continue  # a file
+        found = schema or _choose(mart, holders, query.origin, mart_schema)
+        whole = (catalog, schema, mart) if schema else (schemas[0][0], found, mart)
+        names.append(_quoted(*filter(None, whole)))
         if not schema:
-            search.append(_quoted(found))
-    if search:
-        connection.execute("SET search_path = $1", [",".join(dict.fromkeys(search))])
+            search.append(_quoted(*whole[:2]))
+    # The others as well: by `schema.table` DuckDB finds only what is in the path.
+    path = ["system.main", *search, *(_quoted(*schema) for schema in schemas)]
+    connection.execute("SET search_path = $1", [",".join(dict.fromkeys(path))])
     if len(names) != 1:
         return [], 0
     (size,) = connection.execute(queries.load("warehouse", "size"), [found, mart]).fetchall()[0]
     return connection.table(names[0]).columns, size
+
+
+def check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Path) -> None:
+    """A view's relative file must not be in the working folder too: DuckDB looks there first.
+
+    Raises:
+        SyncError: naming the file and both folders.
+    """
+    quoted = connection.execute(queries.load("warehouse", "literals"), [query.sql]).fetchall()
+    for name in (text[1:-1] for (text,) in quoted):
+        with suppress(OSError, ValueError):  # most are no names of files
+            if Path(name).is_file() and not Path(name).samefile(folder / name):
+                raise SyncError(
+                    f"{name!r}, which a view or {query.origin} reads, is in the warehouse's folder"
+                    f" and, another file, in {Path.cwd()}; run from another folder"
+                )
 
 
 def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> str:
@@ -89,20 +140,44 @@ def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> s
     raise SyncError(f"{mart} ({origin}) {problem}")
 
 
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+def _quoted(*names: str) -> str:
+    return ".".join('"{}"'.format(name.replace('"', '""')) for name in names)
+
+
+def statement(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
+    """The query without what may follow its one statement: semicolons and comments.
+
+    Raises:
+        SyncError: there is none, there are several, or it returns no rows.
+    """
+    kinds = [each.type.name for each in connection.extract_statements(query.sql)]
+    if len(kinds) > 1:
+        raise SyncError(f"{query.origin}: has {len(kinds)} statements; write one SELECT")
+    if kinds == ["MULTI"]:  # DuckDB does not tell which tables it reads
+        raise SyncError(
+            f"{query.origin}: has a PIVOT without its values; write them: ON <column> IN (...)"
+        )
+    if kinds != ["SELECT"]:
+        raise SyncError(
+            f"{query.origin}: does not end in a SELECT; write one that returns the rows"
+        )
+    code = query.sql.encode()
+    for offset, kind in reversed(duckdb.tokenize(query.sql)):
+        if kind.name != "comment" and code[offset:].strip() != b";":
+            break
+        code = code[:offset]
+    return replace(query, sql=code.decode())
 
 
 def check_names(columns: list[str], query: Query) -> None:
-    """Each COLUMNS('^(a|b)$') of the query must match exactly one column of the mart."""
+    """Each COLUMNS('(?i)^(a|b)$') of the query must match exactly one column of the mart."""
     missing, doubled = [], []
     code = re.sub(r"--.*", "", query.sql)
-    for pattern in re.findall(r"COLUMNS\('\^\((.+?)\)\$'\)", code, re.IGNORECASE):
-        names = pattern.split("|")
-        present = [column for column in columns if column in names]
+    calls = re.findall(r"COLUMNS\('(\(\?i\))?(\^\((.+?)\)\$)'\)", code, re.IGNORECASE)
+    for flag, pattern, names in calls:
+        present = [column for column in columns if re.search(flag + pattern, column)]
         if not present:
-            missing.append(" or ".join(names))
+            missing.append(names.replace("|", " or "))
         elif len(present) > 1:
             doubled.append(" and ".join(present))
     problems = [f"has no column {name}" for name in missing]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression, FunctionExpression, StarExpression
 
-from etl import duckdb_file, queries
+from etl import duckdb_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,6 @@ class Parts:
         """The same, not read yet."""
         files = [str(file) for file in sorted(self.folder.glob(f"shard={index}/*"))]
         with duckdb_file.scratch(self.folder) as connection:
-            connection.execute(queries.load("warehouse", "session"))
             if files:
                 yield connection, connection.read_parquet(files, hive_partitioning=False)
             else:
@@ -62,7 +61,6 @@ def cut(rows: duckdb.DuckDBPyRelation, shards: int, folder: Path) -> None:
 def cut_stream(reader: pa.RecordBatchReader, shards: int, folder: Path) -> Parts:
     """The same for rows that come from elsewhere."""
     with duckdb_file.scratch(folder.parent) as connection:
-        connection.execute(queries.load("warehouse", "session"))
         prepare(connection)
         cut(connection.from_arrow(reader), shards, folder)
     return Parts(folder, reader.schema)

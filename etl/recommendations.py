@@ -34,7 +34,9 @@ class Recommendation(dy.Schema):
     destination = dy.String(primary_key=True, min_length=1)
     score = dy.Float64(nullable=False, min=0, max=1)
     rank = dy.Int64(nullable=True, min=1)
-    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+    built_at = dy.Datetime(
+        time_unit="us", time_zone="UTC", nullable=True, metadata={"mart": "generated_at"}
+    )
 
 
 def sync(

@@ -113,6 +113,7 @@ class Run:
         """
         begun, rows = time.perf_counter(), 0
         found: list[contract.Rejects] = []
+        newest: list[Any] = []
         if self.folder is None:
             self.marts = warehouse.read_parts(self.sync, schema, self.settings, self.shard)
         else:
@@ -121,7 +122,8 @@ class Run:
             for mart in self.marts:
                 self._note(mart)
                 room = max(self._room - sum(len(rejects.rows) for rejects in found), 0)
-                good, rejects = contract.accept(schema, mart.table, room)
+                good, rejects = contract.accept(schema, mart.table, room, mart.read_at)
+                newest.append(good["built_at"].max())
                 rows += mart.table.num_rows
                 found.append(rejects)
                 del mart  # so that no more than one part is held at a time
@@ -131,6 +133,8 @@ class Run:
                 del reshaped
         log.event("mart.read", rows=rows, seconds=_since(begun))
         self._count(rows, contract.together(found))
+        if self.shard == (0, 1):  # a shard cannot tell which rows of the others are accepted
+            self.figures.built_at = max(filter(None, newest), default=None)
 
     def let_go_of_the_mart(self) -> None:
         """Close the warehouse's file, should a stop have come between two parts."""
@@ -144,6 +148,7 @@ class Run:
 
     def _note(self, mart: warehouse.Mart) -> None:
         self.figures.mart_rows, self.figures.built_at = mart.rows, mart.built_at
+        self.figures.now = mart.read_at
         self.figures.previous_mart_rows = self.previous.mart_rows if self.previous else None
         self.columns = mart.columns
 
@@ -208,8 +213,8 @@ class Run:
 
     @property
     def as_of(self) -> dt.datetime:
-        """When the mart was built; when it does not say so, now."""
-        return self.figures.built_at or self.shard_started
+        """When the mart was built, by its accepted rows; when they do not say so, now."""
+        return self.figures.built_at or self.figures.now
 
     def count(self, counts: Mapping[str, int]) -> None:
         """Take over what a merge counted: into the result, the guards' figures, or both.
@@ -247,7 +252,7 @@ class Run:
     def lasts(self, seconds: int) -> None:
         """Say that what a run writes expires: a refused stale mart is then told with when."""
         written_at = self.previous.began_at if self.previous else None
-        self.figures.expires = guards.expiry(written_at, seconds)
+        self.figures.expires = guards.expiry(written_at, seconds, self.figures.now)
 
     def judge(self) -> None:
         """Let the guards look at the figures, once a shard; `--force` goes past them."""

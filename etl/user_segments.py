@@ -40,7 +40,9 @@ class UserSegment(dy.Schema):
     total_searches = dy.Int64(nullable=False, min=0)
     total_conversions = dy.Int64(nullable=False, min=0)
     lifetime_value = dy.Decimal(precision=14, scale=2, nullable=False, min=0)
-    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+    built_at = dy.Datetime(
+        time_unit="us", time_zone="UTC", nullable=True, metadata={"mart": "segmented_at"}
+    )
 
 
 def sync(

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-from duckdb import ColumnExpression, ConstantExpression
+import pyarrow as pa
+from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
-from etl import casts, duckdb_file, marts, parts, queries
-from etl.errors import SyncError
+from etl import casts, duckdb_errors, duckdb_file, marts, parts, queries
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     import dataframely as dy
-    import pyarrow as pa
 
     from etl.settings import Settings
 
@@ -33,15 +32,20 @@ if TYPE_CHECKING:
 # halve it saves 50 MB of 450, and takes half a second longer for five million rows.
 _PART_ROWS = 300_000
 
+# A mart's clock may be so much ahead of ours. A row that was built later than that is wrong, and
+# must not make all others look old.
+SKEW = dt.timedelta(hours=1)
+
 
 @dataclass(frozen=True)
 class Mart:
-    """What was read: the rows (of one shard), and three facts about the whole mart."""
+    """What was read: the rows (of one shard), and facts about the whole mart."""
 
     table: pa.Table
     columns: frozenset[str]  # of the query, less those that are NULL by its text
     rows: int
-    built_at: dt.datetime | None
+    built_at: dt.datetime | None  # the newest of its rows, less those that cannot be right
+    read_at: dt.datetime  # the run's clock, the same for all parts
 
 
 def read(
@@ -91,7 +95,8 @@ def cut(
         parts.prepare(rows.connection)
         parts.cut(rows.relation, shards, folder)
         schema = rows.relation.limit(0).to_arrow_table().schema
-        return CutMart(parts.Parts(folder, schema), rows.columns, _whole(rows.relation))
+        shards_read = parts.Parts(folder, schema)
+        return CutMart(shards_read, rows.columns, rows.read_at, _whole(rows))
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,15 @@ class CutMart:
 
     shards: parts.Parts
     columns: frozenset[str]
+    read_at: dt.datetime
     whole: tuple[int, dt.datetime | None]
 
     def read_parts(self, index: int) -> Generator[Mart, None, None]:
         """One shard in parts."""
         with self.shards.opened(index) as (connection, relation):
             size = relation.count("*").fetchall()[0][0]
-            yield from _parts(_Rows(connection, relation, self.columns, size, self.whole))
+            rows = _Rows(connection, relation, self.columns, size, self.read_at, whole=self.whole)
+            yield from _parts(rows)
 
 
 @dataclass(frozen=True)
@@ -117,13 +124,15 @@ class _Rows:
     relation: duckdb.DuckDBPyRelation
     columns: frozenset[str]
     size: int  # about how many there are; 0: to be read whole
+    read_at: dt.datetime
+    required: tuple[str, ...] = ()  # columns that no good row has null
     whole: tuple[int, dt.datetime | None] | None = None  # where these are a part of the mart
 
     def shard(self, index: int, of: int) -> _Rows:
         if of == 1:
             return self
         mine = self.relation.filter(parts.shard_of(of) == ConstantExpression(index))
-        return replace(self, relation=mine, size=self.size // of, whole=_whole(self.relation))
+        return replace(self, relation=mine, size=self.size // of, whole=_whole(self))
 
 
 @contextmanager
@@ -135,11 +144,13 @@ def _opened(name: str, contract: type[dy.Schema], settings: Settings) -> Iterato
         duckdb_file.opened(path, spill, settings.warehouse_wait) as connection,
     ):
         try:
+            query = marts.statement(connection, query)
+            marts.check_files(connection, query, path.absolute().parent)
             yield _typed(connection, query, contract, settings.mart_schema)
-        except duckdb.Error as error:
-            raise duckdb_file.explained(
-                error, path, f"correct {query.origin} or the mart"
-            ) from error
+        # The two others come of Arrow, when it is handed the rows.
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            advice = f"correct {query.origin} or the mart"
+            raise duckdb_errors.explained(error, path, advice) from None
 
 
 def _typed(
@@ -148,18 +159,19 @@ def _typed(
     contract: type[dy.Schema],
     mart_schema: str | None,
 ) -> _Rows:
-    connection.execute(queries.load("warehouse", "session"))
     columns, size = marts.find(connection, query, mart_schema)
     if columns:
         marts.check_names(columns, query)
     rows = connection.sql(query.sql)
-    if rows is None:
-        raise SyncError(
-            f"{query.origin}: does not end in a SELECT; write one that returns the rows"
-        )
     casts.check(rows, contract, query.origin)
-    size = 0 if query.is_own else size
-    return _Rows(connection, casts.typed(rows, contract), casts.not_null(rows), size)
+    return _Rows(
+        connection,
+        casts.typed(rows, contract),
+        casts.not_null(rows),
+        0 if query.is_own else size,
+        dt.datetime.now(dt.UTC),
+        tuple(name for name, column in contract.columns().items() if not column.nullable),
+    )
 
 
 def _parts(rows: _Rows) -> Iterator[Mart]:
@@ -167,7 +179,7 @@ def _parts(rows: _Rows) -> Iterator[Mart]:
     if not bounds:
         yield _mart(rows)
         return
-    whole = rows.whole or _whole(rows.relation)
+    whole = rows.whole or _whole(rows)
     for part in _ranges(bounds):
         # Not held here while the next one is read.
         yield _mart(replace(rows, relation=rows.relation.filter(part), whole=whole))
@@ -195,19 +207,27 @@ def _ranges(bounds: list[str]) -> Iterator[duckdb.Expression]:
 
 def _mart(rows: _Rows) -> Mart:
     table = rows.relation.to_arrow_table()
-    whole = rows.whole or (table.num_rows, _latest(table))
-    return Mart(casts.without_empty_misfits(table), rows.columns, *whole)
+    size, built_at = rows.whole or (table.num_rows, _latest(table, rows.read_at + SKEW))
+    return Mart(casts.without_empty_misfits(table), rows.columns, size, built_at, rows.read_at)
 
 
-def _whole(typed: duckdb.DuckDBPyRelation) -> tuple[int, dt.datetime | None]:
+def _whole(rows: _Rows) -> tuple[int, dt.datetime | None]:
     """What `Mart` says of all shards together."""
-    figures = typed.aggregate("count(*) AS rows, max(built_at) AS built_at").to_arrow_table()
-    (whole,) = figures.to_pylist()
+    built_at = ColumnExpression("built_at")
+    possible = built_at <= ConstantExpression(rows.read_at + SKEW)
+    for name in rows.required:
+        possible &= ColumnExpression(name).isnotnull()
+    newest = FunctionExpression("max", CaseExpression(possible, built_at)).alias("built_at")
+    figures = rows.relation.aggregate([FunctionExpression("count").alias("rows"), newest])
+    (whole,) = figures.to_arrow_table().to_pylist()
     return whole["rows"], whole["built_at"]
 
 
-def _latest(table: pa.Table) -> dt.datetime | None:
+def _latest(table: pa.Table, limit: dt.datetime) -> dt.datetime | None:
     import pyarrow.compute as pc
 
-    latest: dt.datetime | None = pc.max(table["built_at"]).as_py()
+    moments = table["built_at"]
+    latest: dt.datetime | None = pc.max(
+        moments.filter(pc.less_equal(moments, pa.scalar(limit, moments.type)))
+    ).as_py()
     return latest

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ import pytest
 import redis
 
 from demo.embedded import Servers, running, settings_in
-from etl import postgres
+from etl import postgres, user_segments
+from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
 
@@ -97,6 +99,57 @@ def mart(environment: Path) -> Callable[..., None]:
                 connection.execute(statement)
 
     return make
+
+
+@pytest.fixture
+def failing(
+    mart: Callable[..., None], environment: Path, database: Connection, select: Callable[..., Any]
+) -> Callable[..., SyncError]:
+    """Make a mart, spoil it step by step, sync: the error, one line, and the CRM as it was."""
+    postgres.execute(database, "INSERT INTO crm.user_segments VALUES ('old', 'regular', 1, 1, 1)")
+    database.commit()
+    before = select("SELECT ctid::text, xmin::text, * FROM crm.user_segments")
+
+    def run(*spoil: str | Callable[[Path], object]) -> SyncError:
+        mart(segments("('a', 'regular', 3, 1, 9.5)"))
+        for step in spoil:
+            mart(step) if isinstance(step, str) else step(environment)
+        with pytest.raises(SyncError) as raised:
+            user_segments.sync()
+        assert "\n" not in str(raised.value)
+        assert select("SELECT ctid::text, xmin::text, * FROM crm.user_segments") == before
+        return raised.value
+
+    return run
+
+
+@pytest.fixture
+def own_query(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
+    """Put a user_segments.sql into a folder of its own and ETL_SQL_DIR to that."""
+
+    def write(sql: str) -> Path:
+        monkeypatch.setenv("ETL_SQL_DIR", str(tmp_path / "sql"))
+        path = tmp_path / "sql" / "user_segments.sql"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(sql)
+        return path
+
+    return write
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; nobody may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

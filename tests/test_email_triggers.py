@@ -166,11 +166,11 @@ def test_age_is_measured_against_the_marts_build_time(mart: Mart, select: Select
 
 
 def test_a_waiting_mail_that_grew_old_is_cancelled(mart: Mart, select: Select) -> None:
-    ann = user("ann", "abandoned_search", last=NOW - 71 * HOUR)
-    mart(audience(ann, built_at=NOW))
+    ann = user("ann", "abandoned_search", last=NOW - 73 * HOUR)
+    mart(audience(ann, built_at=NOW - 2 * HOUR))
     email_triggers.sync()
 
-    mart(audience(ann, built_at=NOW + 2 * HOUR))
+    mart(audience(ann, built_at=NOW))
     result = email_triggers.sync()
 
     assert counts(result) == {"cancelled": 1}

@@ -16,41 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
-from conftest import command, results, segments
+from conftest import as_nobody, command, results, segments
 
 from etl import postgres, recommendations, user_segments, warehouse
-from etl.errors import Refused, SyncError, UsageError
+from etl.errors import Refused, SyncError
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 
 if TYPE_CHECKING:
-    from etl.postgres import Connection
+    pass
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]
 Failing = Callable[..., SyncError]
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
-
-
-@pytest.fixture
-def failing(mart: Mart, environment: Path, database: Connection, select: Select) -> Failing:
-    """Make a mart, spoil it step by step, sync: the error, one line, and the CRM as it was."""
-    postgres.execute(database, "INSERT INTO crm.user_segments VALUES ('old', 'regular', 1, 1, 1)")
-    database.commit()
-    before = select("SELECT ctid::text, xmin::text, * FROM crm.user_segments")
-
-    def run(*spoil: str | Callable[[Path], object]) -> SyncError:
-        mart(ONE_USER)
-        for step in spoil:
-            mart(step) if isinstance(step, str) else step(environment)
-        with pytest.raises(SyncError) as raised:
-            user_segments.sync()
-        assert "\n" not in str(raised.value)
-        assert select("SELECT ctid::text, xmin::text, * FROM crm.user_segments") == before
-        return raised.value
-
-    return run
 
 
 # The file
@@ -389,132 +369,6 @@ def test_whatever_duckdb_says_is_told_in_its_first_line_with_where_to_look(
     )
 
 
-# A team's own queries
-
-
-def test_a_query_in_etl_sql_dir_comes_first(
-    mart: Mart, select: Select, own_query: Callable[[str], Path]
-) -> None:
-    mart("CREATE SCHEMA crm", "CREATE TABLE crm.people AS SELECT 'a' AS id, 'vip' AS tier")
-    own_query(
-        "SELECT id AS user_id, tier AS segment, 1 AS total_searches, 2 AS total_conversions,"
-        " 3 AS lifetime_value, NULL AS built_at FROM people -- not in the schema. people"
-    )
-
-    user_segments.sync()
-
-    assert select("SELECT user_id, segment, total_searches::int AS n FROM crm.user_segments") == [
-        {"user_id": "a", "segment": "vip", "n": 1}
-    ]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        pytest.param("people JOIN tiers USING (user_id)", id="bare names"),
-        pytest.param("people JOIN people_tiers.tiers USING (user_id)", id="one with its schema"),
-        pytest.param("(FROM WAREHOUSE.PEOPLE.PEOPLE) JOIN Tiers USING (user_id)", id="any case"),
-        pytest.param(
-            "(WITH people AS (FROM people.people) FROM people) JOIN tiers USING (user_id)",
-            id="a step named like its table",
-        ),
-    ],
-)
-def test_a_query_may_read_tables_of_several_schemas(
-    mart: Mart, own_query: Callable[[str], Path], source: str
-) -> None:
-    mart(
-        "CREATE SCHEMA people; CREATE TABLE people.people AS SELECT 'a' AS user_id",
-        "CREATE SCHEMA people_tiers; CREATE TABLE people_tiers.tiers AS"
-        " SELECT 'a' AS user_id, 'vip' AS segment",
-    )
-    own_query(
-        "SELECT user_id, segment, 1 AS total_searches, 2 AS total_conversions,"
-        f" 3 AS lifetime_value, NULL AS built_at FROM {source}"
-    )
-
-    assert user_segments.sync()["inserted"] == 1
-
-
-def test_a_mart_is_known_behind_a_step_of_its_name(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
-    sql = (
-        "WITH mart_user_segments AS (FROM main.mart_user_segments)"
-        " SELECT COLUMNS('^(user_id)$'), COLUMNS('^(tier|level)$') FROM mart_user_segments"
-    )
-    error = failing(lambda _: own_query(sql))
-
-    assert str(error).startswith("the mart has no column tier or level; it has user_id, segment,")
-
-
-@pytest.mark.parametrize("sql", ["", "-- nothing yet"])
-def test_a_query_without_rows_to_read_is_told(
-    failing: Failing, own_query: Callable[[str], Path], sql: str
-) -> None:
-    error = failing(lambda _: own_query(sql))
-
-    assert str(error) == (
-        f"{own_query(sql)}: does not end in a SELECT; write one that returns the rows"
-    )
-
-
-def test_a_query_must_return_each_column_once(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
-    sql = (
-        "SELECT user_id, 'x' AS segment, segmented_at AS built_at,"
-        " COLUMNS('^(total_searches|lifetime_searches)$') AS total_searches"
-        " FROM mart_user_segments CROSS JOIN more"
-    )
-    error = failing("CREATE TABLE more AS SELECT 7 AS total_searches", lambda _: own_query(sql))
-
-    assert str(error) == (
-        f"{own_query(sql)}: total_searches comes more than once; total_conversions is missing;"
-        " lifetime_value is missing; correct the mart or cast in that file"
-    )
-
-
-def test_a_query_that_is_not_sql_is_told(
-    failing: Failing, own_query: Callable[[str], Path], environment: Path
-) -> None:
-    sql = "SELEC user_id FROM mart_user_segments"
-    error = failing(lambda _: own_query(sql))
-
-    assert str(error) == (
-        f'warehouse {environment}: Parser Error: syntax error at or near "SELEC";'
-        f" correct {own_query(sql)} or the mart"
-    )
-
-
-def test_a_query_that_is_not_utf_8_is_told(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
-    error = failing(lambda _: own_query("").write_bytes(b"SELECT '\xe9'"))
-
-    assert str(error).startswith(f"{own_query('')}: cannot be read (")
-    assert str(error).endswith("); save it as UTF-8 text")
-
-
-def test_a_folder_of_queries_that_is_not_there_is_a_wrong_setting(
-    failing: Failing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = failing(lambda _: monkeypatch.setenv("ETL_SQL_DIR", "/no/such/folder"))
-
-    assert isinstance(error, UsageError)
-    assert error.exit_code == 2
-    assert str(error) == "settings: ETL_SQL_DIR: /no/such/folder is not a folder"
-
-
-def test_a_folder_without_this_sync_leaves_the_shipped_query(
-    mart: Mart, own_query: Callable[[str], Path]
-) -> None:
-    mart(ONE_USER)
-    own_query("SELECT nonsense").rename(own_query("").with_name("recommendations.sql"))
-
-    assert user_segments.sync()["inserted"] == 1
-
-
 # Shards
 
 
@@ -608,22 +462,6 @@ def test_a_mart_without_any_key_is_read_whole(mart: Mart, monkeypatch: pytest.Mo
     assert part.table.num_rows == 2
 
 
-@pytest.fixture
-def own_query(
-    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Path]:
-    """Put a user_segments.sql into a folder of its own and ETL_SQL_DIR to that."""
-
-    def write(sql: str) -> Path:
-        monkeypatch.setenv("ETL_SQL_DIR", str(tmp_path / "sql"))
-        path = tmp_path / "sql" / "user_segments.sql"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(sql)
-        return path
-
-    return write
-
-
 def overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
@@ -642,19 +480,6 @@ def stamp(path: Path, version: int) -> None:
     for (word,) in struct.iter_unpack("<Q", header[8:]):
         checksum ^= (word * 0xBF58476D1CE4E5B9) % 2**64
     overwrite(path, 0, struct.pack("<Q", checksum) + header[8:])
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root may read everything; nobody may not."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @contextlib.contextmanager

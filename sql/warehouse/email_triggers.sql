@@ -1,12 +1,12 @@
 -- What email_triggers reads, by the contract's names. Another name in your mart? Edit it here.
--- COLUMNS('^(a|b)$') stands for a required column that may bear either name.
+-- COLUMNS('(?i)^(a|b)$') stands for a required column that may bear either name, in any case.
 -- The empty last branch makes optional columns null where the mart has none.
 SELECT
-    COLUMNS('^(user_id)$') AS user_id,
-    COLUMNS('^(segment)$') AS segment,
-    COLUMNS('^(total_searches|lifetime_searches)$') AS total_searches,
-    COLUMNS('^(total_conversions|lifetime_conversions)$') AS total_conversions,
-    COLUMNS('^(lifetime_value|lifetime_revenue)$') AS lifetime_value,
+    COLUMNS('(?i)^(user_id)$') AS user_id,
+    COLUMNS('(?i)^(segment)$') AS segment,
+    COLUMNS('(?i)^(total_searches|lifetime_searches)$') AS total_searches,
+    COLUMNS('(?i)^(total_conversions|lifetime_conversions)$') AS total_conversions,
+    COLUMNS('(?i)^(lifetime_value|lifetime_revenue)$') AS lifetime_value,
     first_seen_at,
     last_seen_at,
     primary_platform AS platform,

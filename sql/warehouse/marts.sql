@@ -21,8 +21,10 @@ SELECT
         list(t.table_schema ORDER BY t.table_schema) FILTER (t.table_schema IS NOT NULL), []
     ) AS schemas
 FROM read
-LEFT JOIN information_schema.tables AS t
-    ON lower(t.table_name) = lower(read.mart) AND t.table_catalog = current_database()
+LEFT JOIN system.information_schema.tables AS t
+    ON
+        lower(t.table_name) = lower(read.mart)
+        AND t.table_catalog IN (SELECT database_name FROM duckdb_databases() WHERE NOT internal)
 WHERE read.in_schema <> '' OR lower(read.mart) NOT IN (SELECT lower(own.name) FROM own)
 GROUP BY ALL
 ORDER BY ALL

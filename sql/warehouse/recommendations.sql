@@ -1,10 +1,10 @@
 -- What recommendations reads, by the contract's names. Another name in your mart? Edit it here.
--- COLUMNS('^(a|b)$') stands for a required column that may bear either name.
+-- COLUMNS('(?i)^(a|b)$') stands for a required column that may bear either name, in any case.
 -- The empty last branch makes optional columns null where the mart has none.
 SELECT
-    COLUMNS('^(user_id)$') AS user_id,
-    COLUMNS('^(recommended_destination|destination)$') AS destination,
-    COLUMNS('^(recommendation_score|score)$') AS score,
+    COLUMNS('(?i)^(user_id)$') AS user_id,
+    COLUMNS('(?i)^(recommended_destination|destination)$') AS destination,
+    COLUMNS('(?i)^(recommendation_score|score)$') AS score,
     rank,
     generated_at AS built_at
 FROM (

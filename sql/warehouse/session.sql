@@ -1,4 +1,8 @@
 -- What every connection to the warehouse sets for itself.
+
+-- DuckDB's own functions and operators come first: a macro of the file with the name of one would
+-- be called in its place (`md5`, `lower`, even `+`). Macros of a temporary schema precede both.
+SET search_path = 'system.main';
 SET TimeZone = 'UTC';
 
 -- How a mart's values become the contract's types, whatever width dbt gave them. NULL where a
@@ -7,16 +11,11 @@ SET TimeZone = 'UTC';
 -- Compared as bytes, whatever collation the mart's column has: keys that differ are different users.
 CREATE TEMP MACRO as_text(x) AS CAST(x AS VARCHAR) COLLATE POSIX;
 
--- A count, from an integer: more than a bigint holds does not fit.
-CREATE TEMP MACRO as_count(x) AS TRY_CAST(x AS BIGINT);
+-- A whole number (`cast_x`), from a decimal or a float: no fraction, NaN or infinity.
+CREATE TEMP MACRO as_whole(x, cast_x) AS CASE WHEN trunc(x) = x THEN cast_x END;
 
--- A count, from a decimal or a float: nor does a fraction, NaN or infinity.
-CREATE TEMP MACRO as_whole_count(x) AS CASE WHEN trunc(x) = x THEN TRY_CAST(x AS BIGINT) END;
-
--- Money, rounded to cents as DuckDB casts.
-CREATE TEMP MACRO as_money(x) AS TRY_CAST(x AS DECIMAL(14, 2));
-
-CREATE TEMP MACRO as_number(x) AS TRY_CAST(x AS DOUBLE);
+-- A day, in the years that every system downstream can hold.
+CREATE TEMP MACRO as_day(x) AS CASE WHEN x >= '0001-01-01'::DATE AND x < '10000-01-01'::DATE THEN x END;
 
 -- A moment, in the years that every system downstream can hold.
 CREATE TEMP MACRO as_moment(x) AS CASE
@@ -25,13 +24,15 @@ CREATE TEMP MACRO as_moment(x) AS CASE
         THEN TRY_CAST(x AS TIMESTAMPTZ)
 END;
 
--- A moment without a zone is UTC. Its microseconds are taken over as they are: a cast would ask
--- the calendar of the session's zone for each row, ten times as slow.
-CREATE TEMP MACRO as_utc_moment(x) AS CASE
+CREATE TEMP MACRO as_naive_moment(x) AS CASE
     WHEN TRY_CAST(x AS TIMESTAMP) >= '0001-01-01'::TIMESTAMP
         AND TRY_CAST(x AS TIMESTAMP) < '10000-01-01'::TIMESTAMP
-        THEN make_timestamptz(epoch_us(TRY_CAST(x AS TIMESTAMP)))
+        THEN TRY_CAST(x AS TIMESTAMP)
 END;
+
+-- A moment without a zone is UTC. Its microseconds are taken over as they are: a cast would ask
+-- the calendar of the session's zone for each row, ten times as slow.
+CREATE TEMP MACRO as_utc_moment(x) AS make_timestamptz(epoch_us(as_naive_moment(x)));
 
 -- What did not fit, as it stood in the mart.
 CREATE TEMP MACRO misfit(x, cast_x) AS CASE
