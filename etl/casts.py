@@ -101,6 +101,8 @@ def _casts(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> Iterator
 
 def _contract_casts(contract: type[dy.Schema]) -> list[tuple[str, _Cast]]:
     casts, problems = [], []
+    if absent := {"user_id", "built_at"} - set(contract.columns()):
+        raise SyncError(f"{contract.__name__}: declare {' and '.join(sorted(absent))} as well")
     for name, column in contract.columns().items():
         if cast := _cast_to(column.dtype):
             casts.append((name, cast))

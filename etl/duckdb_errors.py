@@ -65,8 +65,10 @@ _WITHOUT_VALUES = re.compile(
 _OF_VALUES = re.compile(
     r"(Conversion|Out of Range|Invalid Input|Not implemented|Constraint|Mismatch Type) Error"
 )
-# Ends before the first word that could be a value: a quoted one, a number, an address.
-_FIRST_WORDS = re.compile(r"(?:(?:[A-Za-z]+|U?INT\d+),?(?: +|$))+")
+# Up to the first punctuation, and to the first word that could be a value: a quoted one, a number,
+# an address.
+_WORD = r"(?:[A-Za-z]+|U?INT\d+)(?=[ ,:!]|$)"
+_FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
@@ -96,6 +98,6 @@ def _told(error: BaseException, kind: str, message: str) -> str:
         return reason or f"{type(error).__name__} of DuckDB"
     first_line = message.partition("\n")[0]
     words = _FIRST_WORDS.match(first_line.removeprefix(f"{kind}: "))
-    told = f"{kind}: {words.group().strip()}" if words else kind
+    told = f"{kind}: {words.group()}" if words else kind
     columns = _COLUMN.findall(message)
     return f"{told} (column {columns[-1]})" if columns else told
