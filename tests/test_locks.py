@@ -194,6 +194,40 @@ def test_a_holder_is_told_by_pid_and_role_whatever_it_calls_itself(
     assert f"SELECT pg_terminate_backend({its['pid']})" in said
 
 
+@pytest.mark.parametrize("may_see", [False, True])
+def test_a_mailer_that_does_not_commit_is_named_with_what_to_do(
+    mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch, may_see: bool
+) -> None:
+    # Locks are waited for no longer than 30 s and 4/5 of this.
+    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "2.5")
+    mart(segments("('u0', 'at_risk', 1, 0, 0)"))
+    email_triggers.sync()
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    if may_see:
+        superuser(servers, "GRANT pg_read_all_stats TO airflow")
+    with reader(servers, "mailer 4711@worker-3") as mailer:
+        superuser(
+            servers,
+            "GRANT USAGE ON SCHEMA crm TO nosy",
+            "GRANT SELECT, UPDATE ON crm.email_queue TO nosy",
+        )
+        (its,) = postgres.select(mailer, "SELECT pg_backend_pid() AS pid")
+        postgres.execute(mailer, "UPDATE crm.email_queue SET status = 'sent' WHERE true")
+
+        with pytest.raises(SyncError) as failed:
+            email_triggers.sync()
+        mailer.rollback()
+        superuser(servers, "DROP OWNED BY nosy", "REVOKE pg_read_all_stats FROM airflow")
+
+    said = str(failed.value)
+    assert f"pid {its['pid']}, role nosy, " in said
+    assert 'which calls itself "mailer 4711@worker-3" holds a lock that is needed' in said
+    assert "let it commit, or end it with pg_terminate_backend" in said
+    assert ("idle in transaction, since 20" in said) is may_see
+    assert ("its state and time shown to pg_read_all_stats alone" in said) is not may_see
+    assert "UPDATE" not in said
+
+
 def test_a_prepared_transaction_that_holds_the_lock_is_named() -> None:
     told = sessions.described(
         {"pid": None, "role": None, "name": None, "state": None, "since": None}

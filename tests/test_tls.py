@@ -108,6 +108,16 @@ def test_a_server_without_tls_is_not_talked_to(
     assert "server does not support SSL, but SSL was required; " in line
 
 
+def test_a_server_that_demands_tls_says_so_to_whoever_goes_without(
+    debian: Server, papers: Certificates, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {**_strict(debian.port, papers), "PGSSLMODE": "disable"}
+
+    said = _refusal(without, mart, monkeypatch)
+
+    assert "no encryption; check PGSSLMODE: where pg_hba.conf says hostssl it must be" in said
+
+
 def test_a_server_that_asks_for_a_certificate_gets_ours(
     servers: Servers, papers: Certificates, mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
