@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from etl import postgres_causes
 from etl.errors import Lost, SyncError
 from etl.redact import one_line
+from etl.settings import hidden
 
 if TYPE_CHECKING:
     from etl.settings import Settings
@@ -122,7 +123,7 @@ def _heard(text: str, connecting: bool) -> _Heard:
     After the first statement of ours a connection that libpq calls cut is that and no refusal,
     whatever the server said before.
     """
-    text = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)
+    text = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", hidden(text))  # hidden before it is cut
     if connecting:
         attempts = [_attempt(one) for one in re.split(r"\n(?=connection to server )", text)]
         refusals = [heard for heard in attempts if heard.who == "refused"]

@@ -56,7 +56,8 @@ def test_ids_of_a_mart_give_no_orders(
     good = [HOSTILE, *(f"u{order}" for order in ORDERS)]
     rows = [f"({_sql(user_id)}, 'at_risk', 1, 0, 0)" for user_id in good]
     rejected = f"({_sql('r' + HOSTILE)}, 'at_risk', -1, 0, 0)"
-    mart(segments(", ".join([*rows, rejected])))
+    unmapped = f"('s', {_sql('s' + HOSTILE)}, 1, 0, 0)"
+    mart(segments(", ".join([*rows, rejected, unmapped])))
 
     page = command("etl.email_triggers", "--dry-run", LOG_FORMAT=log_format)
     told = command("etl.email_triggers", "--dry-run", "--json", LOG_FORMAT=log_format)

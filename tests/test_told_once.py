@@ -34,7 +34,9 @@ def test_people_read_each_reason_once(kind: str, marts: None) -> None:
 
     finished = command("etl", LOG_FORMAT="text", **given)
 
-    told = finished.stdout + finished.stderr
+    # A sync that was not run says for itself which other one failed, and of what.
+    lines = (finished.stdout + finished.stderr).splitlines()
+    told = "\n".join(line for line in lines if ": not run, because " not in line)
     failures = {"no warehouse": 2, "a guard": 2}.get(kind, 1)  # recommendations fails by itself
     assert finished.returncode
     assert told.count(words) == failures, told
