@@ -1,8 +1,9 @@
-"""`make demo`: the three syncs on a real Postgres, a real Valkey and a sample warehouse."""
+"""`make demo`: every sync on a real Postgres, a real Valkey and a sample warehouse."""
 
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import os
 import signal
 import sys
@@ -15,8 +16,9 @@ from rich.table import Table
 
 from demo import sample
 from demo.embedded import Servers, running
-from etl import cache, email_triggers, postgres, recommendations, report, user_segments
+from etl import cache, postgres, recommendations, report
 from etl.errors import Stopped, SyncError
+from etl.flags import SYNCS
 from etl.init_db import init_db
 from etl.settings import Settings
 
@@ -63,7 +65,7 @@ def _demo(servers: Servers, *, keep: bool) -> None:
     # A live run overwrites keys without reading them; only a dry one can tell old from new.
     before = recommendations.sync(dry_run=True)
     report.show(
-        [module.sync() for module in (user_segments, email_triggers, recommendations)],
+        [importlib.import_module(f"etl.{sync}").sync() for sync in SYNCS],
         as_json=False,
     )
     new, changed, same = (before[name] or 0 for name in ("inserted", "updated", "unchanged"))

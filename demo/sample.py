@@ -1,4 +1,4 @@
-"""A warehouse for the demo and the tests: both marts as a dbt project would leave them."""
+"""A warehouse for the demo and the tests: the marts as a dbt project would leave them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 import duckdb
 
 from etl import queries
+
+# Every mart of sql/sample; the others draw their users from this one.
+FIRST = "mart_user_segments"
+MARTS = [FIRST, *sorted({file.stem for file in (queries.ROOT / "sample").glob("mart_*")} - {FIRST})]
 
 
 def build(
@@ -49,8 +53,8 @@ def build(
 def _fill(path: Path, users: int, epoch: datetime, built_at: datetime) -> None:
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE SCHEMA main_marketing")
-        connection.execute(
-            queries.load("sample", "mart_user_segments"),
-            {"users": users, "epoch": epoch, "built_at": built_at},
-        )
-        connection.execute(queries.load("sample", "mart_recommendations"), {"built_at": built_at})
+        given = {"users": users, "epoch": epoch, "built_at": built_at}
+        for mart in MARTS:
+            sql = queries.load("sample", mart)
+            used = {name: value for name, value in given.items() if f"${name}" in sql}
+            connection.execute(sql, used)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, segments
+from conftest import ROOT
 from destinations import Mart
 from pace import HANG
+
+from demo import sample
 
 _PR_CAPBSET_DROP = 24
 
@@ -74,9 +76,9 @@ def start(machine: Path, environment: Path) -> Start:
     "words", ["etl", "etl --dry-run --shards 2", "etl.status", "etl.prune --days 9"]
 )
 def test_who_may_write_nowhere_but_to_the_temporary_folder_leaves_nothing_there(
-    words: str, start: Start, machine: Path, mart: Mart
+    words: str, start: Start, machine: Path, environment: Path
 ) -> None:
-    mart(segments("('a', 'at_risk', 1, 0, 0)"), RECOMMENDED)
+    sample.build(environment, 50)
 
     process = start(*words.split())
     _, told = process.communicate(timeout=60)
