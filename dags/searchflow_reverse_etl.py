@@ -89,7 +89,7 @@ def _result(context: Mapping[str, Any], name: str, shard: int) -> Mapping[str, A
 
 
 def _table(results: Mapping[tuple[str, int], Mapping[str, Any]], shards: int) -> Iterable[str]:
-    outcome = importlib.import_module("etl.report").outcome
+    outcome = importlib.import_module("etl.cli.report").outcome
     row = "{:<16} {:>9} {:<9} {:>14} {:>9}  {}".format
     yield row("sync", "shard", "status", "rows read", "seconds", "what it did")
     for (name, shard), result in results.items():

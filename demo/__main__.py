@@ -16,9 +16,10 @@ from rich.table import Table
 
 from demo import sample
 from demo.embedded import Servers, running
-from etl import cache, postgres, recommendations, report
+from etl import cache, postgres, recommendations
+from etl.cli import report
+from etl.cli.flags import SYNCS
 from etl.errors import Stopped, SyncError
-from etl.flags import SYNCS
 from etl.init_db import init_db
 from etl.settings import Settings
 

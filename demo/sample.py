@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from etl import queries
+from etl.plumbing import queries
 
 # Every mart of sql/sample; the others draw their users from this one.
 FIRST = "mart_user_segments"

@@ -16,6 +16,6 @@ os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:10,muzzy_decay_ms:0")
 # answer signals before the heavy imports, not after them; any other has handlers of its own.
 _MODULE = "".join(sys.orig_argv[-len(sys.argv) :][:1]) if sys.argv[:1] == ["-m"] else ""
 if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
-    from etl import signals
+    from etl.plumbing import signals
 
     signals.end_at_once()

@@ -16,10 +16,13 @@ from typing import Any, cast
 import dataframely as dy
 import polars as pl
 
-from etl import mail_warnings, postgres, queries
-from etl.contract import no_nul
-from etl.options import Options, Outcome, SyncResult
+from etl import postgres
+from etl.mail import warnings as mail_warnings
+from etl.options import Options
+from etl.plumbing import queries
+from etl.result import Outcome, SyncResult
 from etl.run import Run, execute
+from etl.run.contract import no_nul
 from etl.user_segments import UserSegment
 
 

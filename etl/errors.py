@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from etl.options import SyncResult
+    from etl.result import SyncResult
 
 
 class SyncError(Exception):

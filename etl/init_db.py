@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from etl import failure, postgres, queries, trust
+from etl import postgres
 from etl.errors import SyncError
+from etl.plumbing import failure, queries
+from etl.postgres import trust
 from etl.settings import Settings
 
 _MY_TURN = "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0)); END $$"

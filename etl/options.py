@@ -1,58 +1,11 @@
-"""What a sync is asked (Options) and what it answers (SyncResult)."""
+"""What a sync is asked (Options)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
 
 from etl.errors import UsageError
-
-# What a result counts: every sync, and some syncs beside.
-COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
-EXTRA = {
-    "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
-    "recommendations": ("written",),
-}
-
-
-def counted(sync: str) -> tuple[str, ...]:
-    """The names of what a sync counts, in the order of telling."""
-    return (*COMMON, *EXTRA.get(sync, ()))
-
-
-class Outcome(TypedDict):
-    """What a dry run says would become of some mails."""
-
-    template: str
-    outcome: str
-    mails: int
-    users: NotRequired[list[str]]  # five of them, with `name_users`
-
-
-class SyncResult(TypedDict):
-    """What a run did; plain values, so that a scheduler can store it. None: not known."""
-
-    sync: str
-    run_id: str
-    status: str  # ok; beside a SyncError: failed, refused, cancelled
-    dry_run: bool
-    extracted: int | None
-    rejected: int | None
-    inserted: int | None
-    updated: int | None
-    unchanged: int | None
-    deleted: int | None
-    written: NotRequired[int | None]  # recommendations
-    cancelled: NotRequired[int | None]  # email_triggers
-    suppressed: NotRequired[int | None]  # email_triggers
-    held_back: NotRequired[int | None]  # email_triggers
-    unmapped: NotRequired[int | None]  # email_triggers: users of segments without a template
-    seconds: float
-    unmapped_segments: NotRequired[dict[str, int]]  # of them the 20 largest
-    warnings: NotRequired[list[str]]
-    outcomes: NotRequired[list[Outcome]]  # a dry run of email_triggers
-    error: NotRequired[str]  # when not ok
 
 
 @dataclass(frozen=True)

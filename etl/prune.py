@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from etl import arguments, failure
+from etl.cli import arguments
 from etl.errors import UsageError
+from etl.plumbing import failure
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     """
     import orjson
 
-    from etl import postgres, trust
+    from etl import postgres
+    from etl.postgres import trust
 
     _check(days)
     settings = Settings.from_environment()
@@ -94,7 +96,7 @@ def _rules() -> list[dict[str, object]]:
 
 
 def _run(flags: Flags) -> int:
-    from etl import report
+    from etl.cli import report
 
     done = "would go" if flags.dry_run else "dropped"
     for table, rows in prune(flags.days or 0, dry_run=flags.dry_run).items():

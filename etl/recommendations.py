@@ -13,14 +13,15 @@ import orjson
 import polars as pl
 
 from etl import cache
-from etl.contract import KEY
-from etl.options import Options, SyncResult
+from etl.options import Options
+from etl.result import SyncResult
 from etl.run import Run, execute
+from etl.run.contract import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from etl.pipe import Batch
+    from etl.cache.writer import Batch
 
 TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
 MIN_SCORE = 0.5  # a destination must score above this

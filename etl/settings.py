@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.errors import UsageError
-from etl.redact import hide
+from etl.plumbing.redact import hide
 
 SECRETS = Path("/run/secrets")
 

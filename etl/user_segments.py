@@ -13,10 +13,11 @@ import dataframely as dy
 import polars as pl
 
 from etl import postgres
-from etl.contract import KEY, no_nul
 from etl.errors import SyncError
-from etl.options import Options, SyncResult
+from etl.options import Options
+from etl.result import SyncResult
 from etl.run import Run, execute
+from etl.run.contract import KEY, no_nul
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

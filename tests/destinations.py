@@ -14,10 +14,11 @@ import redis
 from conftest import ROOT
 from pace import HANG
 
-from etl import ledger, postgres
+from etl import postgres
 from etl.options import Options
+from etl.run import ledger
+from etl.run.state import Run
 from etl.settings import Settings
-from etl.state import Run
 
 if TYPE_CHECKING:
     from demo.embedded import Servers

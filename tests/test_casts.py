@@ -13,10 +13,12 @@ import dataframely as dy
 import duckdb
 import pytest
 
-from etl import casts, contract, warehouse
-from etl.contract import Rejects
+from etl import warehouse
 from etl.errors import SyncError
+from etl.run import contract
+from etl.run.contract import Rejects
 from etl.settings import Settings
+from etl.warehouse import types as casts
 
 Accept = Callable[[dy.Column, str], tuple[list[Any], Rejects]]
 

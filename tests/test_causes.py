@@ -14,9 +14,10 @@ import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, execute, last_run
 
-from etl import email_triggers, failure, recommendations, user_segments
+from etl import email_triggers, recommendations, user_segments
 from etl.errors import SyncError
 from etl.init_db import init_db
+from etl.plumbing import failure
 from etl.prune import prune
 from etl.status import Flags, status
 
@@ -154,7 +155,7 @@ def test_etl_debug_shows_frames_and_types_and_no_values(
     told = finished.stdout + finished.stderr
     assert finished.returncode == 1
     assert "Traceback (most recent call last)" in finished.stderr
-    assert "etl.failure.Cause: adbc_driver_manager.IntegrityError, SQLSTATE 23514" in told
+    assert "etl.plumbing.failure.Cause: adbc_driver_manager.IntegrityError, SQLSTATE 23514" in told
     assert "postgres_errors.explained" in told
     assert not _values(told + str(select("SELECT to_jsonb(r)::text AS row FROM etl.sync_runs r")))
 

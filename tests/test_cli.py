@@ -26,8 +26,8 @@ from conftest import ROOT, command, other_marts, segments
 from pace import HANG, soon
 
 from etl import cli, email_triggers, postgres, recommendations, user_segments
+from etl.cli.flags import SYNCS, Flags
 from etl.errors import Stopped, UsageError
-from etl.flags import SYNCS, Flags
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]
@@ -256,7 +256,7 @@ def test_help_explains_every_flag_in_80_columns_and_imports_nothing_heavy() -> N
     for flag in fields(Flags):
         assert f"\n  --{flag.name.replace('_', '-')} " in finished.stdout
     assert {"duckdb", "polars", "pyarrow", "redis", "rich", "dataframely"}.isdisjoint(imported)
-    assert "etl.flags" in imported
+    assert "etl.cli.flags" in imported
 
 
 def test_help_of_one_sync_leaves_out_what_it_does_not_take(etl: Etl) -> None:
@@ -489,7 +489,7 @@ def test_a_traceback_shows_no_secret(
 
     ended = etl("--sync", "user_segments")
 
-    assert "etl.failure.Cause: ValueError\n" in ended.stderr
+    assert "etl.plumbing.failure.Cause: ValueError\n" in ended.stderr
     assert password not in ended.stderr + ended.stdout
 
 

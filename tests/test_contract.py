@@ -20,10 +20,11 @@ from conftest import command, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl import contract, email_triggers, recommendations, user_segments, warehouse
-from etl.contract import Rejects
+from etl import email_triggers, recommendations, user_segments, warehouse
 from etl.email_triggers import Audience
 from etl.recommendations import Recommendation
+from etl.run import contract
+from etl.run.contract import Rejects
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 

@@ -12,8 +12,9 @@ from conftest import segments
 from destinations import Mart, Select, digest, execute, last_run
 from test_email_histories import during_the_merge
 
-from etl import email_triggers, postgres, prune, queries, user_segments
+from etl import email_triggers, postgres, prune, user_segments
 from etl.errors import SyncError
+from etl.plumbing import queries
 from etl.settings import Settings
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from etl.errors import SyncError
 from etl.settings import Settings
 
 if TYPE_CHECKING:
-    from etl.options import SyncResult
     from etl.postgres import Connection
+    from etl.result import SyncResult
 
 HISTORIES = int(os.environ.get("ETL_HISTORIES") or 0)
 HOUR = dt.timedelta(hours=1)

@@ -20,8 +20,9 @@ import pytest
 from conftest import ROOT, segments
 from pace import within
 
-from etl import email_triggers, postgres, queries
+from etl import email_triggers, postgres
 from etl.options import Options
+from etl.plumbing import queries
 from etl.run import Run, execute
 from etl.settings import Settings
 

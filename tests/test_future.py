@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import segments
 
-from etl import contract, email_triggers, recommendations, user_segments, warehouse
+from etl import email_triggers, recommendations, user_segments, warehouse
 from etl.errors import Refused
+from etl.run import contract
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 

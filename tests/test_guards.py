@@ -12,9 +12,10 @@ import redis
 from conftest import command, results, segments
 from destinations import Mart, Select, digest, dump, execute, last_run
 
-from etl import email_triggers, guards, recommendations, user_segments
+from etl import email_triggers, recommendations, user_segments
 from etl.errors import Refused
-from etl.guards import Figures
+from etl.run import guards
+from etl.run.guards import Figures
 from etl.settings import Settings
 
 Sql = tuple[str, ...]

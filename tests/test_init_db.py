@@ -15,9 +15,10 @@ import redis
 from conftest import command, segments
 
 from demo.embedded import Servers
-from etl import email_triggers, postgres, queries, recommendations, user_segments
+from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import SyncError
 from etl.init_db import init_db
+from etl.plumbing import queries
 from etl.settings import Settings
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from etl import (
     __version__,
     cache,
     email_triggers,
-    ledger,
     postgres,
     recommendations,
     user_segments,
@@ -26,8 +25,9 @@ from etl import (
 )
 from etl.errors import Refused, SyncError
 from etl.options import Options
+from etl.run import ledger
+from etl.run.state import Run
 from etl.settings import Settings
-from etl.state import Run
 
 COUNTS = ("mart_rows", "extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
 

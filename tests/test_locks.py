@@ -16,11 +16,12 @@ from conftest import ROOT, command, results, segments
 from destinations import Mart, Select, last_run, lock_held, stuck
 from pace import HANG
 
-from etl import email_triggers, postgres, recommendations, sessions, user_segments
+from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import SyncError, UsageError
-from etl.ledger import Busy
 from etl.options import Options
+from etl.postgres import sessions
 from etl.run import Run
+from etl.run.ledger import Busy
 from etl.settings import Settings
 
 if TYPE_CHECKING:

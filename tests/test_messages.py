@@ -6,9 +6,9 @@ import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, last_run
 
-from etl import guards
 from etl.errors import Refused
-from etl.guards import Figures
+from etl.run import guards
+from etl.run.guards import Figures
 from etl.settings import Settings
 
 USERS = segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)")

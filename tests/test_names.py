@@ -17,8 +17,9 @@ import pytest
 from conftest import segments
 from destinations import Mart, as_superuser, execute
 
-from etl import email_triggers, postgres, queries, recommendations, user_segments
+from etl import email_triggers, postgres, recommendations, user_segments
 from etl.init_db import init_db
+from etl.plumbing import queries
 from etl.prune import prune
 from etl.settings import Settings
 from etl.status import Flags, status

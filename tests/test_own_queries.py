@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import as_nobody, segments
 
-from etl import marts, user_segments
+from etl import user_segments
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
+from etl.warehouse import marts
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]

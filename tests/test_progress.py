@@ -13,11 +13,14 @@ from conftest import ROOT, segments
 from destinations import Mart
 from pace import HANG
 
-from etl import log, progress
+from etl.cli import progress
+from etl.plumbing import log
 
 RUN = """
 import time
-from etl import log, progress, user_segments
+from etl import user_segments
+from etl.cli import progress
+from etl.plumbing import log
 log.configure()
 with progress.shown(json={json}):
     log.event("sync.started", sync="slow_sync")

@@ -11,7 +11,7 @@ from conftest import command, segments
 from destinations import Mart, Select, execute
 
 from etl import email_triggers, user_segments
-from etl.arguments import parse
+from etl.cli.arguments import parse
 from etl.errors import Refused, UsageError
 from etl.prune import Flags as PruneFlags
 from etl.prune import prune

@@ -18,7 +18,7 @@ from refusing import refusing
 
 from etl import postgres, user_segments
 from etl.errors import Lost, SyncError
-from etl.postgres_errors import explained
+from etl.postgres.errors import explained
 from etl.settings import Settings
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from etl import retry
+from etl.plumbing import retry
 
 
 class Passing(Exception):  # noqa: N818

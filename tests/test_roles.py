@@ -14,9 +14,10 @@ import pytest
 from conftest import command, segments
 from destinations import Mart, Select, as_superuser, execute, last_run
 
-from etl import email_triggers, postgres, queries, recommendations, user_segments
+from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import Refused, SyncError
 from etl.init_db import init_db
+from etl.plumbing import queries
 from etl.prune import prune
 from etl.settings import Settings
 from etl.status import Flags, status

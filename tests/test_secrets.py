@@ -18,7 +18,7 @@ from conftest import ROOT, segments
 from destinations import Mart, Select, stuck
 
 from etl import postgres, user_segments
-from etl.redact import hide
+from etl.plumbing.redact import hide
 from etl.settings import Settings
 
 if TYPE_CHECKING:

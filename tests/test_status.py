@@ -15,9 +15,9 @@ from conftest import command, other_marts, segments
 from destinations import Mart, Select, lock_held, stuck
 
 from etl import email_triggers, postgres, user_segments
-from etl.arguments import parse
+from etl.cli.arguments import parse
+from etl.cli.flags import SYNCS
 from etl.errors import Refused, UsageError
-from etl.flags import SYNCS
 from etl.settings import Settings
 from etl.status import Flags, status
 

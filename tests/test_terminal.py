@@ -9,7 +9,7 @@ import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, execute
 
-from etl.redact import as_json, escaped, one_word
+from etl.plumbing.redact import as_json, escaped, one_word
 
 # C0, C1, bidirectional marks, line and paragraph separators, zero-width characters, a byte order
 # mark, a tag, a variation selector, fillers that look like nothing.

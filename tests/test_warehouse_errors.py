@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from conftest import command
 
-from etl import duckdb_errors, user_segments
+from etl import user_segments
 from etl.errors import SyncError
+from etl.warehouse import errors as duckdb_errors
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]

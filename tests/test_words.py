@@ -13,9 +13,10 @@ import pytest
 from conftest import command, segments
 from destinations import Mart, Select, last_run
 
-from etl import log, recommendations, settings, user_segments
+from etl import recommendations, settings, user_segments
 from etl.errors import SyncError, UsageError
-from etl.redact import hide
+from etl.plumbing import log
+from etl.plumbing.redact import hide
 from etl.settings import Settings
 
 # Words of what servers and we say of a refused password; also the default, and a port.

@@ -21,7 +21,7 @@ from conftest import ROOT
 from destinations import Select
 from proxy import Proxy
 
-from etl.options import SyncResult
+from etl.result import SyncResult
 from etl.settings import Settings
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from demo.embedded import Servers, running
 from etl import postgres
 from etl.errors import SyncError
 from etl.init_db import init_db
-from etl.options import COMMON, SyncResult
+from etl.result import COMMON, SyncResult
 from etl.settings import Settings
 
 USERS = 2_000

@@ -31,7 +31,7 @@ from test_email_workers import Worker
 from etl import postgres
 from etl.errors import SyncError
 from etl.init_db import init_db
-from etl.ledger import Busy
+from etl.run.ledger import Busy
 from etl.settings import Settings
 
 USERS = 1_000

@@ -89,7 +89,7 @@ def test_a_stop_while_keys_are_packed_is_an_exception_like_any_other() -> None:
         import signal, time
         import redis
         from etl.errors import Stopped
-        from etl.pipe import Pipe
+        from etl.cache.writer import Pipe
 
         def stop(number, frame):
             if frame.f_code.co_name == "_packed":

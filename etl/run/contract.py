@@ -12,8 +12,8 @@ import dataframely as dy
 import orjson
 import polars as pl
 
-from etl.casts import MISFIT
 from etl.warehouse import SKEW
+from etl.warehouse.types import MISFIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

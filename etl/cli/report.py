@@ -8,15 +8,15 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from etl import redact
-from etl.redact import escaped, one_word
+from etl.plumbing import redact
+from etl.plumbing.redact import escaped, one_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from etl.options import Outcome, SyncResult
+    from etl.result import Outcome, SyncResult
 
 # How the counts read in a sentence, in the order of telling.
 _WORDS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import hiredis
 import redis
 
-from etl import retry
+from etl.plumbing import retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

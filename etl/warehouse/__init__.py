@@ -19,7 +19,11 @@ import duckdb
 import pyarrow as pa
 from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
-from etl import casts, duckdb_errors, duckdb_file, marts, parts, queries
+from etl.plumbing import queries
+from etl.warehouse import errors as duckdb_errors
+from etl.warehouse import file as duckdb_file
+from etl.warehouse import marts, parts
+from etl.warehouse import types as casts
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import __version__, log, postgres, sessions
+from etl import __version__, postgres
 from etl.errors import SyncError
+from etl.plumbing import log
+from etl.postgres import sessions
+from etl.run.state import Previous
 from etl.settings import hidden
-from etl.state import Previous
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
-    from etl.state import Run
+    from etl.run.state import Run
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5

@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from etl import log
+from etl.plumbing import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from etl import queries
 from etl.errors import SyncError, UsageError
+from etl.plumbing import queries
 
 if TYPE_CHECKING:
     from etl.settings import Settings

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from etl import log, queries, retry
-from etl.duckdb_errors import FOREIGN, Locked, explained
 from etl.errors import SyncError
+from etl.plumbing import log, queries, retry
+from etl.warehouse.errors import FOREIGN, Locked, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
-from etl import arguments, failure
+from etl.cli import arguments
+from etl.cli.flags import SYNCS
 from etl.errors import UsageError
-from etl.flags import SYNCS
-from etl.redact import as_json, each_text, escaped
+from etl.plumbing import failure
+from etl.plumbing.redact import as_json, each_text, escaped
 from etl.settings import Settings, hidden
 
 # Runs that the trend looks back on.
@@ -73,7 +74,8 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
     Raises:
         SyncError: Postgres cannot be reached or read.
     """
-    from etl import postgres, trust
+    from etl import postgres
+    from etl.postgres import trust
 
     settings = Settings.from_environment()
     with postgres.session(settings, "etl.status") as connection:
@@ -145,7 +147,8 @@ def _is_number(value: object) -> bool:
 
 
 def _run(flags: Flags) -> int:
-    from etl import report, status_page
+    from etl.cli import report
+    from etl.status import page as status_page
 
     known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
     if flags.json:
@@ -155,5 +158,6 @@ def _run(flags: Flags) -> int:
     return 1 if flags.max_age is not None and known["overdue"] else 0
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """Run what sys.argv asks for and exit."""
     arguments.main(Flags, "etl.status", _ABOUT, _run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etl.errors import SyncError
-from etl.redact import escaped, one_line
+from etl.plumbing.redact import escaped, one_line
 from etl.settings import hidden, secrets_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from etl.settings import Settings
 
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parent.parent)
 
 # More causes than any error of ours has; a chain that bites its tail ends as well.
 _MOST_CAUSES = 20

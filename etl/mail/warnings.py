@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from etl import guards, postgres
-from etl.redact import one_word
+from etl import postgres
+from etl.plumbing.redact import one_word
+from etl.run import guards
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

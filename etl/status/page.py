@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from etl import report
+from etl.cli import report
 from etl.status import TREND
 
 _STYLES = {"ok": "green", "running": "cyan", "refused": "yellow", "cancelled": "yellow"}

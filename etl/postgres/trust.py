@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import postgres, queries
+from etl import postgres
 from etl.errors import SyncError
+from etl.plumbing import queries
 
 if TYPE_CHECKING:
     from etl.postgres import Connection

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import UsageError
-from etl.redact import as_json, each_text, escaped, one_word
+from etl.plumbing.redact import as_json, each_text, escaped, one_word
 from etl.settings import hidden
 
 if TYPE_CHECKING:

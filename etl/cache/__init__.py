@@ -12,9 +12,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from etl import log
+from etl.cache.writer import Batch, Pipe, persist
 from etl.errors import SyncError, UsageError
-from etl.pipe import Batch, Pipe, persist
+from etl.plumbing import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,16 +11,17 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from etl import failure, flags, log, progress, report, signals
+from etl.cli import flags, progress, report
 from etl.errors import Stopped, SyncError, UsageError
-from etl.redact import one_line
+from etl.plumbing import failure, log, signals
+from etl.plumbing.redact import one_line
 from etl.settings import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from etl.flags import Flags
-    from etl.options import SyncResult
+    from etl.cli.flags import Flags
+    from etl.result import SyncResult
 
 
 def main(only: str | None = None) -> NoReturn:

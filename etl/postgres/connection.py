@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl import log, postgres_errors, queries, sessions
 from etl.errors import Lost, SyncError
-from etl.login import CONNECT_SECONDS, login
+from etl.plumbing import log, queries
+from etl.postgres import errors as postgres_errors
+from etl.postgres import sessions
+from etl.postgres.login import CONNECT_SECONDS, login
 from etl.settings import hidden
 
 if TYPE_CHECKING:

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 
 from polars.exceptions import PanicException
 
-from etl import failure, ledger, log, postgres, retry, signals, trust
-from etl.connection import STOP_SECONDS, in_thread
+from etl import postgres
 from etl.errors import Lost, Stopped, SyncError
-from etl.options import Options, SyncResult
+from etl.options import Options
+from etl.plumbing import failure, log, retry, signals
+from etl.postgres import trust
+from etl.postgres.connection import STOP_SECONDS, in_thread
+from etl.result import SyncResult
+from etl.run import ledger
+from etl.run.state import Run
 from etl.settings import Settings
-from etl.state import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

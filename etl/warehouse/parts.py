@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import duckdb
 from duckdb import ColumnExpression, ConstantExpression, FunctionExpression, StarExpression
 
-from etl import duckdb_file
+from etl.warehouse import file as duckdb_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

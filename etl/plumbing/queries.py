@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_INSTALLED = Path(__file__).parent / "sql"
-ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "sql"
+_PACKAGE = Path(__file__).parent.parent
+_INSTALLED = _PACKAGE / "sql"
+ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "sql"
 
 
 def load(*parts: str) -> str:

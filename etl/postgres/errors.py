@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from etl import postgres_causes
 from etl.errors import Lost, SyncError
-from etl.redact import one_line
+from etl.plumbing.redact import one_line
+from etl.postgres import causes as postgres_causes
 from etl.settings import hidden
 
 if TYPE_CHECKING:

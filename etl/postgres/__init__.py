@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow as pa
 
-from etl import log, parts, queries
-from etl.connection import Connection, connect, rows, session
 from etl.errors import SyncError
+from etl.plumbing import log, queries
+from etl.postgres.connection import Connection, connect, rows, session
+from etl.warehouse import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from adbc_driver_manager.dbapi import Connection as Raw
 
-    from etl.parts import Parts
+    from etl.warehouse.parts import Parts
 
 __all__ = [
     "Connection",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from etl import arguments
-from etl.arguments import flag
+from etl.cli import arguments
+from etl.cli.arguments import flag
 from etl.errors import UsageError
 from etl.options import Options
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from etl import contract, guards, log, postgres, warehouse
+from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.options import Options, Outcome, SyncResult, counted
+from etl.options import Options
+from etl.plumbing import log
+from etl.result import Outcome, SyncResult, counted
+from etl.run import contract, guards
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     import dataframely as dy
     import pyarrow as pa
 
-    from etl.parts import Parts
     from etl.postgres import Connection
+    from etl.warehouse.parts import Parts
 
 
 # Rows of a mart that is synced for the first time.

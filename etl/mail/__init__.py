@@ -1,0 +1,1 @@
+"""The mail queue: what a run of email_triggers says of its mart."""
