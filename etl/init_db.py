@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from typing import NoReturn
 
-from etl import postgres
-from etl.errors import SyncError
+from etl import cli, postgres
+from etl.cli import report
+from etl.errors import SyncError, UsageError
 from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
@@ -74,7 +77,20 @@ def _statements() -> list[tuple[str, str]]:
     return re.findall(r"^-- makes: (\S+)\n(.*?)(?=^-- makes: |\Z)", text, re.MULTILINE | re.DOTALL)
 
 
-if __name__ == "__main__":
-    from etl import cli
+def main() -> NoReturn:
+    """Say what was made, or why not, and exit."""
 
-    cli.init_db()
+    def work() -> int:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            report.write(f"usage: python -m etl.init_db\n\n{__doc__}")
+        elif sys.argv[1:]:
+            raise UsageError("init_db takes no arguments; settings come from the environment")
+        else:
+            report.write("\n".join(f"made {name}" for name in init_db()) or "nothing to do")
+        return 0
+
+    cli.run_command(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,24 +37,6 @@ def main(only: str | None = None) -> NoReturn:
     run_command(work)
 
 
-def init_db() -> NoReturn:
-    """`python -m etl.init_db`: say what was made, or why not, and exit."""
-
-    def work() -> int:
-        from etl import init_db as module
-
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            report.write(f"usage: python -m etl.init_db\n\n{module.__doc__}")
-        elif sys.argv[1:]:
-            raise UsageError("init_db takes no arguments; settings come from the environment")
-        else:
-            made = module.init_db()
-            report.write("\n".join(f"made {name}" for name in made) or "nothing to do")
-        return 0
-
-    run_command(work)
-
-
 def run_command(work: Callable[[], int]) -> NoReturn:
     """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
     signals.end_at_once()
