@@ -505,7 +505,7 @@ def test_a_defect_is_one_line_as_well(
 
     assert ended.code == 1
     assert re.fullmatch(
-        r"unexpected ZeroDivisionError at etl/run.py:\d+; set ETL_DEBUG=1 for the traceback",
+        r"unexpected ZeroDivisionError at etl/run/__init__.py:\d+; set ETL_DEBUG=1 for the traceback",
         ended.objects[0]["error"],
     )
 

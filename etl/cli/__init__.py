@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from etl.cli import flags, progress, report
-from etl.errors import Stopped, SyncError, UsageError
+from etl.errors import Stopped, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
 from etl.settings import secrets_of

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from etl.settings import Settings
 
-_HERE = str(Path(__file__).parent.parent)
+_ROOT = f"{Path(__file__).parent.parent.parent}/"
+_PACKAGE = f"{_ROOT}etl/"
 
 # More causes than any error of ours has; a chain that bites its tail ends as well.
 _MOST_CAUSES = 20
@@ -41,9 +42,9 @@ def unexpected(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         reason = f" ({os.strerror(error.errno)})"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if frame.filename.startswith(_HERE)]
+    ours = [frame for frame in frames if frame.filename.startswith(_PACKAGE)]
     place = "".join(
-        f" at {'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
+        f" at {frame.filename.removeprefix(_ROOT)}:{frame.lineno}"
         for frame in (ours or frames)[-1:]
     )
     return f"unexpected {type(error).__name__}{reason}{place}; set ETL_DEBUG=1 for the traceback"
