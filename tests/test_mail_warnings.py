@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -325,6 +326,28 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     mart(audience(*people(12, "at_risk")), "UPDATE mart_user_segments SET last_seen_at = NULL")
 
     assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
+
+
+@EACH_WALK
+@pytest.mark.parametrize(
+    "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str
+)
+def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
+    unknown: Any, walk: dict[str, Any], mart: Mart, select: Select
+) -> None:
+    mart(
+        audience(
+            user("ann", "at_risk", last=unknown),
+            user("bob", "new_user", first=unknown),
+            user("eve", "new_user", last=unknown),
+            user("zoe", "at_risk", last=NOW + 23 * HOUR),
+        )
+    )
+
+    assert counts(email_triggers.sync(**walk)) == {"inserted": 2, "held_back": 2}
+    assert sorted(queue(select)) == ["eve welcome pending", "zoe win_back pending"]
+    (welcome,) = select("SELECT payload FROM crm.email_queue WHERE user_id = 'eve'")
+    assert json.loads(welcome["payload"])["last_seen_at"] is None
 
 
 @pytest.fixture
