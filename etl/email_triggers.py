@@ -118,7 +118,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check, reshape, stage, decide and merge; `execute` judges and commits."""
-    read = run.read(Audience, lambda mart: mart.drop("built_at"))
+    read = run.read(Audience, lambda mart: _with_known_visits(mart, run.shard_started))
     mart = pl.concat(map(pl.DataFrame, read))
     # By the query's columns and not by its rows, of which a shard may have none with a visit.
     no_visits = sorted({rule.episode for rule in RULES} - run.columns)
@@ -181,6 +181,15 @@ def _payload(rule: Rule) -> pl.Expr:
     known = {"lifetime_value": money, "first_seen_at": first, "last_seen_at": last}
     fields = [known.get(name, pl.col(name)).alias(name) for name in rule.payload]
     return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
+
+
+def _with_known_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
+    """Make visits in the future null: they are placeholders such as 9999-12-31, and never old news.
+
+    A day is allowed, because visits without a zone may be in local time.
+    """
+    visits = [pl.col(name) for name in ("first_seen_at", "last_seen_at")]
+    return mart.drop("built_at").with_columns(pl.when(v <= now + _DAY).then(v) for v in visits)
 
 
 def _compare_visits(run: Run, no_visits: list[str]) -> None:

@@ -27,7 +27,7 @@ def init_db() -> list[str]:
 
     Raises:
         SyncError: Postgres cannot be reached, does not let this role create tables, a table
-            to complete is locked, or what is there belongs to a stranger; nothing was made.
+            to complete is locked, or what is there has an untrusted owner; nothing was made.
     """
     settings = Settings.from_environment()
     with postgres.session(settings, "etl.init_db") as connection:

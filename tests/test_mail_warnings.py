@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -77,7 +78,9 @@ def test_a_renamed_segment_whose_mails_wait_is_warned_of(
         assert last_run(select, "email_triggers")["warning"] == warning
 
 
-def test_a_refused_run_keeps_its_warnings(mart: Mart, select: Select) -> None:
+def test_a_refused_run_keeps_its_warnings(
+    mart: Mart, select: Select, caplog: pytest.LogCaptureFixture
+) -> None:
     mart(audience(*people(120, "new_user")))
     email_triggers.sync()
     mart(audience(*people(120, "fresh_user", named="new_user")))
@@ -88,6 +91,7 @@ def test_a_refused_run_keeps_its_warnings(mart: Mart, select: Select) -> None:
     assert refusal.value.result is not None
     assert "fresh_user 120" in refusal.value.result["warnings"][0]
     assert "fresh_user 120" in last_run(select, "email_triggers")["warning"]
+    assert [r.levelname for r in caplog.records if "segments.lost" in r.message] == ["WARNING"]
 
 
 def test_a_segment_without_users_whose_mails_are_gone_is_everyday_business(mart: Mart) -> None:
@@ -176,6 +180,24 @@ def test_a_queue_that_was_emptied_is_warned_of(mart: Mart) -> None:
     execute("DELETE FROM crm.email_queue")
 
     assert "mails for 1,200 of 2,400 users" in email_triggers.sync()["warnings"][0]
+
+
+def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
+    mart: Mart,
+) -> None:
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status)"
+        " SELECT 'old' || n, 'receipt', 'epoch', 1, '{}', 'sent' FROM generate_series(1, 2000) AS n"
+    )
+    mart(audience(*people(50, "at_risk")))
+    last = "('0x' || substr(md5(user_id), 1, 8))::UINTEGER % 2 = 1"
+    mart(f"UPDATE mart_user_segments SET segment = 'regular' WHERE {last}")
+
+    result = email_triggers.sync(shards=2, force=True)
+
+    assert result["inserted"] is not None
+    assert 13 <= result["inserted"] < 50
+    assert "warnings" not in result
 
 
 # Visits
@@ -304,6 +326,28 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     mart(audience(*people(12, "at_risk")), "UPDATE mart_user_segments SET last_seen_at = NULL")
 
     assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
+
+
+@EACH_WALK
+@pytest.mark.parametrize(
+    "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str
+)
+def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
+    unknown: Any, walk: dict[str, Any], mart: Mart, select: Select
+) -> None:
+    mart(
+        audience(
+            user("ann", "at_risk", last=unknown),
+            user("bob", "new_user", first=unknown),
+            user("eve", "new_user", last=unknown),
+            user("zoe", "at_risk", last=NOW + 23 * HOUR),
+        )
+    )
+
+    assert counts(email_triggers.sync(**walk)) == {"inserted": 2, "held_back": 2}
+    assert sorted(queue(select)) == ["eve welcome pending", "zoe win_back pending"]
+    (welcome,) = select("SELECT payload FROM crm.email_queue WHERE user_id = 'eve'")
+    assert json.loads(welcome["payload"])["last_seen_at"] is None
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from etl.settings import Settings
 from etl.status import Flags, status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from demo.embedded import Servers
 
 # No accident, and what an admin means by them cannot be had together with a sync.
@@ -37,6 +39,31 @@ TIMEOUTS = (
     *("statement_timeout", "lock_timeout", "transaction_timeout"),
     *("idle_session_timeout", "idle_in_transaction_session_timeout"),
 )
+
+
+# Of each what a role has, and what our sessions have.
+PINNED = {
+    "search_path": ("public", "pg_catalog, pg_temp"),
+    "row_security": ("on", "off"),
+    "default_transaction_isolation": ("serializable", "read committed"),
+    "default_transaction_deferrable": ("on", "off"),
+    "exit_on_error": ("on", "off"),
+    "default_table_access_method": ("other", "heap"),
+    "timezone": ("Pacific/Kiritimati", "UTC"),
+    "datestyle": ("German", "ISO, MDY"),
+    "intervalstyle": ("iso_8601", "postgres"),
+    "extra_float_digits": ("-15", "1"),
+    "bytea_output": ("escape", "hex"),
+    "standard_conforming_strings": ("off", "on"),
+    "array_nulls": ("off", "on"),
+    "transform_null_equals": ("on", "off"),
+    "client_min_messages": ("debug5", "error"),
+    "client_encoding": ("LATIN1", "UTF8"),
+    "idle_session_timeout": ("1h", "0"),
+    "idle_in_transaction_session_timeout": ("1h", "0"),
+    "transaction_timeout": ("1h", "0"),
+    "client_connection_check_interval": ("1h", "1s"),
+}
 
 
 def test_no_setting_of_the_role_bends_a_result(
@@ -60,6 +87,18 @@ def test_no_setting_of_the_role_bends_a_result(
             wrong[str(group)] = came_out
 
     assert wrong == {}
+
+
+def test_every_pin_holds_against_the_role(servers: Servers, environment: Path) -> None:
+    """Also those that bend no result today."""
+    asked = ", ".join(f"current_setting('{name}') AS {name}" for name in PINNED)
+
+    as_superuser(servers, "CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler")
+    with _set_for(servers, "ROLE airflow", {name: other for name, (other, _) in PINNED.items()}):
+        (row,) = _rows(f"SELECT {asked}")
+    as_superuser(servers, "DROP ACCESS METHOD other")
+
+    assert row == {name: pinned for name, (_, pinned) in PINNED.items()}
 
 
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
@@ -106,6 +145,7 @@ def test_no_variable_of_the_environment_bends_a_result(
         "PGTZ": "Pacific/Kiritimati",
         "PGGEQO": "off",
         "PGAPPNAME": "another",
+        "PGHOSTADDR": "127.0.0.9",
         "PGDATABASE": "another",
         "PGUSER": "another",
         "PGOPTIONS": f"{options} -c client_encoding=LATIN1 -c standard_conforming_strings=off",

@@ -1,4 +1,4 @@
-"""Schemas and tables of strangers are not touched, and no table's rows are taken for another's."""
+"""Tables of untrusted owners are not touched, and no table's rows are taken for another's."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def mallory(servers: Servers, environment: Path, mart: Mart) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("schema", ["crm", "etl"])
-def test_a_schema_that_a_stranger_made_first_is_not_touched(
+def test_a_schema_that_somebody_else_made_first_is_not_touched(
     schema: str, servers: Servers, mallory: None
 ) -> None:
     """Its owner can put another table in the place of any."""
@@ -74,7 +74,7 @@ def test_a_schema_that_a_stranger_made_first_is_not_touched(
         assert _refusal(program).startswith(f"schema {schema}, {schema}.")
 
 
-def test_a_schema_that_a_stranger_makes_just_before_us_is_not_used(
+def test_a_schema_that_somebody_else_makes_just_before_us_is_not_used(
     servers: Servers, mallory: None, monkeypatch: pytest.MonkeyPatch, select: Select
 ) -> None:
     """init_db has seen that there is none, and then takes what is there for its own."""
@@ -98,14 +98,16 @@ def test_a_schema_that_a_stranger_makes_just_before_us_is_not_used(
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_of_a_stranger_is_not_touched(table: str, servers: Servers, mallory: None) -> None:
+def test_a_table_of_an_untrusted_owner_is_not_touched(
+    table: str, servers: Servers, mallory: None
+) -> None:
     as_superuser(servers, f"ALTER TABLE {table} OWNER TO mallory", _trigger(table))
 
     for program in PROGRAMS:
         assert _refusal(program).startswith(f"{table}: owned by mallory")
 
 
-def test_a_partition_of_a_stranger_is_not_touched(servers: Servers, mallory: None) -> None:
+def test_a_partition_of_an_untrusted_owner_is_not_touched(servers: Servers, mallory: None) -> None:
     as_superuser(
         servers,
         "DROP TABLE crm.user_segments",
@@ -119,7 +121,7 @@ def test_a_partition_of_a_stranger_is_not_touched(servers: Servers, mallory: Non
     assert _refusal("user_segments").startswith("lair.part: owned by mallory")
 
 
-def test_a_run_that_failed_is_not_recorded_in_a_strangers_ledger(
+def test_a_run_that_failed_is_not_recorded_in_an_untrusted_ledger(
     servers: Servers, mallory: None
 ) -> None:
     """Nor one that was skipped because of it, and recommendations do without their ledger."""
@@ -140,9 +142,7 @@ def test_a_superuser_trusts_no_more_owners(
     assert "owned by mallory" in _refusal("user_segments")
 
 
-def test_a_role_that_one_may_grant_is_a_stranger_all_the_same(
-    servers: Servers, mallory: None
-) -> None:
+def test_a_role_that_one_may_grant_is_not_trusted_for_that(servers: Servers, mallory: None) -> None:
     """Who makes a role is its member from Postgres 16 on, without its rights."""
     as_superuser(
         servers,

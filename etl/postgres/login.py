@@ -43,6 +43,7 @@ def login(settings: Settings, application: str) -> Raw:
 def _conninfo(settings: Settings, application: str) -> str:
     parts = {
         "host": settings.postgres_host,
+        "hostaddr": "",  # or PGHOSTADDR would lead elsewhere
         "port": settings.postgres_port,
         "dbname": settings.postgres_db,
         "user": settings.postgres_user,

@@ -1,4 +1,4 @@
-"""Refuse to work on schemas and tables of strangers: what triggers they have would run as us."""
+"""Refuse schemas and tables of untrusted owners, whose triggers would run with our rights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def check(connection: Connection, settings: Settings) -> None:
-    """Look at who owns the schemas crm and etl and the tables of schema.sql, before any use.
+    """Check the owners of the schemas crm and etl and of the tables of schema.sql before use.
 
     Raises:
-        SyncError: an owner is nobody of ours (docs/deployment.md says who is), or another table
-            inherits from one of these; nothing was read or written.
+        SyncError: an owner is untrusted (docs/deployment.md says who is trusted), or another
+            table inherits from one of these; nothing was read or written.
     """
     names = re.findall(r"^-- makes: (\S+)$", queries.load("postgres", "schema"), re.MULTILINE)
-    found = postgres.ask(connection, "strangers", orjson.dumps(names).decode())
+    found = postgres.ask(connection, "untrusted", orjson.dumps(names).decode())
     if not found:
         return
     first = found[0]
@@ -37,7 +37,7 @@ def check(connection: Connection, settings: Settings) -> None:
         )
     else:
         said = (
-            f"{first['name']} inherits from {first['parent']}, whose rows its own would be taken"
-            f" for; ALTER TABLE {first['name']} NO INHERIT {first['parent']}"
+            f"{first['name']} inherits from {first['parent']}, so that its rows would count as rows"
+            f" of that; ALTER TABLE {first['name']} NO INHERIT {first['parent']}"
         )
     raise SyncError(f"Postgres ({settings.postgres_address}): {said}")

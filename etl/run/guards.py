@@ -180,7 +180,10 @@ def _visits(figures: Figures, _: Settings) -> str | None:
 
 
 _DBT = "Look at dbt's last run and at what its sources delivered."
-_DRY_RUN = "Run with --dry-run to see which mails, by template"
+_DRY_RUN = (
+    "See which mails, by template, with --dry-run, and whether the mart's segments and visits are"
+    " right: was one renamed?"
+)
 
 # Each guard with the next step it advises.
 _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
@@ -190,8 +193,8 @@ _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
     _deletes: "See who left the mart and why, or run without --delete-missing.",
     _churn: "See whether dbt's model of the segments was changed, and is right.",
     _stale: "See why dbt did not build it since: its scheduler, its last log.",
-    _flood: f"{_DRY_RUN}; see whether the mart's segments and visits are right.",
-    _wipe: f"{_DRY_RUN} and reason; see whether a segment of the mart was renamed.",
+    _flood: _DRY_RUN,
+    _wipe: _DRY_RUN,
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }

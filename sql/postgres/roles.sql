@@ -8,7 +8,7 @@
 -- searchflow_status      python -m etl.status; sees nothing personal
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
 -- searchflow_reader      readers of crm
--- searchflow_owner       no rights; its members may own schemas and tables (see strangers.sql)
+-- searchflow_owner       no rights; its members may own schemas and tables (see untrusted.sql)
 
 -- An admin must not call somebody else's format(text, text) of the schema public.
 SET search_path = pg_catalog, pg_temp;

@@ -1,8 +1,9 @@
--- Which of our schemas, of the tables $1 (a JSON list of names) and of those below them must not be
--- touched: what a stranger owns, because its triggers would run with our rights, and tables that
--- inherit, because their rows would count as rows of ours. Partitions do not count as inheritance.
--- Ours are superusers, the database's owner, the role that is connected and the roles whose rights
--- it has, and members of searchflow_owner (a superuser has the rights of all, and trusts fewer).
+-- Find what a run must not touch: our schemas, the tables $1 (a JSON list of names) and their
+-- partitions where the owner is untrusted, because an owner's triggers run with the rights of whoever
+-- writes; and tables that inherit from ours, because their rows count as rows of the parent.
+-- Trusted are superusers, the database's owner and its members, the connected role and the roles
+-- whose rights it has (of a superuser: itself alone, since it has everybody's), and the members of
+-- searchflow_owner.
 WITH RECURSIVE tables AS (
     SELECT
         c.oid,
