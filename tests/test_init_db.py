@@ -89,6 +89,20 @@ def test_an_older_table_gets_its_columns_and_keeps_its_rows(
     ]
 
 
+def test_an_older_ledger_gets_its_columns_and_a_run_needs_them(
+    database: Connection, mart: Mart
+) -> None:
+    columns = ("unmapped", "warning")
+    _do(database, *(f"ALTER TABLE etl.sync_runs DROP COLUMN {column}" for column in columns))
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    with pytest.raises(SyncError, match="init_db"):
+        email_triggers.sync()
+
+    assert init_db() == [f"etl.sync_runs.{column}" for column in columns]
+
+    assert email_triggers.sync()["inserted"] == 1
+
+
 def test_what_is_missing_is_made_alone(database: Connection) -> None:
     _do(database, "DROP INDEX crm.email_queue_claim", "DROP TABLE etl.rejected_rows")
 
