@@ -12,7 +12,7 @@ from etl.errors import UsageError
 COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
 EXTRA = {
     "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
-    "recommendations": ("written",),
+    "recommendations": ("written", "below_threshold"),
 }
 
 
@@ -44,6 +44,7 @@ class SyncResult(TypedDict):
     unchanged: int | None
     deleted: int | None
     written: NotRequired[int | None]  # recommendations
+    below_threshold: NotRequired[int | None]  # recommendations: rows that score too low
     cancelled: NotRequired[int | None]  # email_triggers
     suppressed: NotRequired[int | None]  # email_triggers
     held_back: NotRequired[int | None]  # email_triggers
