@@ -17,14 +17,17 @@ from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import KEY
+from etl.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pyarrow as pa
+
     from etl.cache.writer import Batch
 
 TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
-MIN_SCORE = 0.5  # a destination must score above this
+MIN_SCORE = Settings.reco_min_score  # a destination must score above this (RECO_MIN_SCORE)
 MOST = 10  # destinations of one user
 
 
@@ -58,8 +61,8 @@ def sync(
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
 
     Returns:
-        extracted and rejected count rows of the mart (one per user and destination), the
-        others keys.
+        extracted, rejected and below_threshold (a score of RECO_MIN_SCORE or less) count rows
+        of the mart (one per user and destination), the others keys.
 
     Raises:
         SyncError: not every key was written; the message says why, `.result` what was known.
@@ -70,35 +73,60 @@ def sync(
 
 def load(run: Run) -> None:
     """Fetch, check and reshape; let the guards judge before the first key is sent."""
-    recommendations = list(run.read(Recommendation, transform))
+    recommendations, below = _read(run)
+    keys = sum(map(len, recommendations))
+    run.count({"below_threshold": below})
+    run.expect(keys)
     run.lasts(TTL)
     run.judge()
     batches = (batch for part in recommendations for batch in values(pl.DataFrame(part)))
-    client = cache.connect(run.settings)
-    with client:
+    with cache.connect(run.settings) as client:
+        if not run.options.dry_run:
+            run.count({"written": 0})
+        cache.require_writable(client, run.settings)
         if run.options.dry_run:
             run.count(cache.compare(client, batches, run.settings))
         else:
-            run.count({"written": 0})
-            keys = batches, sum(map(len, recommendations))
-            for written in cache.write(client, *keys, TTL, run.settings):
-                run.count({"written": written})
+            _write(run, client, batches, keys)
 
 
-def transform(mart: pl.DataFrame) -> pl.DataFrame:
+def _read(run: Run) -> tuple[list[pa.Table], int]:
+    """What `transform` makes of the mart's parts, and how many rows score too low for it."""
+    min_score = run.settings.reco_min_score
+    below = []
+
+    def reshape(mart: pl.DataFrame) -> pl.DataFrame:
+        below.append(int((mart["score"] <= min_score).sum()))
+        return transform(mart, min_score=min_score)
+
+    return list(run.read(Recommendation, reshape)), sum(below)
+
+
+def _write(run: Run, client: cache.Client, batches: Iterator[Batch], keys: int) -> None:
+    """Write the keys of this shard, then read back some of all that are written so far."""
+    of_this_shard = max(cache.SAMPLE_KEYS // len(run.options.walk), 1)
+    batches = cache.sampled(batches, keys, of_this_shard, run.sample)
+    for written in cache.write(client, batches, keys, TTL, run.settings):
+        run.count({"written": written})
+    if unseen := cache.read_back(client, run.sample, run.settings):
+        run.warnings["keys.unseen"] = unseen
+
+
+def transform(mart: pl.DataFrame, *, min_score: float = MIN_SCORE) -> pl.DataFrame:
     """Reshape rows of the mart into one row a user. Pure.
 
     Args:
         mart: columns of `Recommendation`, one row a user and destination. Without ranks the
             order is score, then destination.
+        min_score: only destinations with a higher score are recommended (RECO_MIN_SCORE).
 
     Returns:
-        user_id str, destinations list[str] (best first, at most 10, scores above 0.5), score
-        f64 (their mean, rounded to 4 places); in the order of the key.
+        user_id str, destinations list[str] (best first, at most 10), score f64 (their mean,
+        rounded to 4 places); in the order of the key.
     """
     order = ["user_id", "rank", "score", "destination"]
     best_first = (
-        mart.filter(pl.col("score") > MIN_SCORE)
+        mart.filter(pl.col("score") > min_score)
         .select(order)
         .sort(order, descending=[False, False, True, False], nulls_last=True)
     )

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
 EXTRA = {
     "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
-    "recommendations": ("written",),
+    "recommendations": ("written", "below_threshold"),
 }
 
 
@@ -40,6 +40,7 @@ class SyncResult(TypedDict):
     unchanged: int | None
     deleted: int | None
     written: NotRequired[int | None]  # recommendations
+    below_threshold: NotRequired[int | None]  # recommendations: rows that score too low
     cancelled: NotRequired[int | None]  # email_triggers
     suppressed: NotRequired[int | None]  # email_triggers
     held_back: NotRequired[int | None]  # email_triggers

@@ -67,6 +67,10 @@ class Settings:
         30.0, "how long to try again when a server is lost; 0: not at all", min=0
     )
 
+    reco_min_score: float = _setting(
+        0.5, "a destination is recommended whose score is above this", min=0, max=1
+    )
+
     email_min_gap_hours: float = _setting(24.0, "hours between any two mails to a user", min=0)
 
     guard_max_shrink: float = _setting(

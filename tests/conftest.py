@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 import redis
+from redis_servers import Others
 
 from demo import sample
 from demo.embedded import Servers, running, settings_in
@@ -89,6 +90,12 @@ def keys(servers: Servers, environment: Path) -> Iterator[redis.Redis]:
     """The Redis server, as its readers see it."""
     with redis.Redis(port=servers.redis_port) as client:
         yield client
+
+
+@pytest.fixture
+def others(servers: Servers, environment: Path, monkeypatch: pytest.MonkeyPatch) -> Others:
+    """Redis servers of other kinds."""
+    return Others(servers, monkeypatch)
 
 
 @pytest.fixture

@@ -289,7 +289,7 @@ def test_json_is_one_object_per_sync_with_the_agreed_keys(line: str, etl: Etl, m
     assert [list(one) for one in ended.objects[:3]] == [
         [*KEYS, "seconds"],
         [*KEYS, "cancelled", "suppressed", "held_back", "unmapped", "seconds", *told],
-        [*KEYS, "written", "seconds"],
+        [*KEYS, "written", "below_threshold", "seconds"],
     ]
     assert [one["sync"] for one in ended.objects] == list(SYNCS)
     assert {one["status"] for one in ended.objects} == {"ok"}
@@ -505,7 +505,8 @@ def test_a_defect_is_one_line_as_well(
 
     assert ended.code == 1
     assert re.fullmatch(
-        r"unexpected ZeroDivisionError at etl/run/__init__.py:\d+; set ETL_DEBUG=1 for the traceback",
+        r"unexpected ZeroDivisionError at etl/run/__init__.py:\d+;"
+        " set ETL_DEBUG=1 for the traceback",
         ended.objects[0]["error"],
     )
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import pytest
 import redis
 from conftest import ROOT, command, results
 from pace import HANG, within
+from redis_servers import Others
 from tls import Certificates, certificates, tls_proxy
 
 from demo.embedded import Servers
-from demo.embedded.server import free_port, hand_over
 from etl import cache, recommendations
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
@@ -58,12 +56,15 @@ def test_keys_are_set_a_thousand_at_a_time_where_the_server_can(
 
 
 def test_a_server_without_msetex_gets_the_same_keys_one_by_one(
-    mart: Mart, plain: Servers, caplog: pytest.LogCaptureFixture
+    mart: Mart, others: Others, caplog: pytest.LogCaptureFixture
 ) -> None:
     mart(MANY.format(users=2_500))
     caplog.set_level(logging.INFO, "etl")
 
-    with redis.Redis(port=plain.redis_port) as keys:
+    with (
+        others.server("--rename-command", "MSETEX", "") as port,
+        redis.Redis(port=port) as keys,
+    ):
         result = recommendations.sync()
 
         assert _calls(keys) == {"set": 2_500}
@@ -77,7 +78,7 @@ def test_a_user_who_may_not_msetex_sets_the_keys_one_by_one(
 ) -> None:
     mart(MANY.format(users=1_500))
 
-    with _user(keys, monkeypatch, "~reco:* +ping +set"):
+    with redis_user(keys, monkeypatch, "~reco:* +ping +set"):
         result = recommendations.sync()
 
     assert _calls(keys) == {"set": 1_500}
@@ -99,7 +100,7 @@ def test_every_batch_on_its_way_is_counted_when_one_is_refused(
     # The batches are of user_0 to user_1105 and so on, in the order of the text.
     mart(MANY.format(users=12_000))
 
-    with _user(keys, monkeypatch, rights), pytest.raises(SyncError) as raised:
+    with redis_user(keys, monkeypatch, rights), pytest.raises(SyncError) as raised:
         recommendations.sync()
 
     there = int(keys.dbsize())
@@ -123,7 +124,7 @@ def test_a_full_server_is_counted_exactly(
     mart(MANY.format(users=30_000))
     keys.config_set("maxmemory", keys.info("memory")["used_memory"] + 1_500_000)
     try:
-        with _user(keys, monkeypatch, f"~reco:* {rights}"), pytest.raises(SyncError) as raised:
+        with redis_user(keys, monkeypatch, f"~reco:* {rights}"), pytest.raises(SyncError) as raised:
             recommendations.sync()
     finally:
         keys.config_set("maxmemory", 0)
@@ -143,7 +144,7 @@ def test_the_rights_of_the_manual_are_enough(
     mart(MANY.format(users=10))
     (rights,) = RIGHTS
 
-    with _user(keys, monkeypatch, rights):
+    with redis_user(keys, monkeypatch, rights):
         written = recommendations.sync()["written"]
         unchanged = recommendations.sync(dry_run=True)["unchanged"]
         refused = keys.acl_log()
@@ -164,7 +165,7 @@ def test_none_of_the_rights_of_the_manual_is_too_many(
         rights.remove("+msetex")
 
     assert len(rights) < len(line.split())
-    with _user(keys, monkeypatch, " ".join(rights)):
+    with redis_user(keys, monkeypatch, " ".join(rights)):
         if right == "+msetex":
             recommendations.sync()
             assert _calls(keys) == {"set": 10}
@@ -180,9 +181,9 @@ def test_another_database_takes_the_right_to_select_it(
     (line,) = RIGHTS
     monkeypatch.setenv("REDIS_DB", "3")
 
-    with _user(keys, monkeypatch, line), pytest.raises(SyncError, match=r"\+select"):
+    with redis_user(keys, monkeypatch, line), pytest.raises(SyncError, match=r"\+select"):
         recommendations.sync()
-    with _user(keys, monkeypatch, f"{line} +select"):
+    with redis_user(keys, monkeypatch, f"{line} +select"):
         assert recommendations.sync()["written"] == 10
 
 
@@ -298,31 +299,8 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return certificates(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture
-def plain(servers: Servers, environment: Path, monkeypatch: Patch) -> Iterator[Servers]:
-    """The service points at a Valkey as it was before MSETEX."""
-    port = free_port(range(26_000, 32_000))
-    with tempfile.TemporaryDirectory(prefix="etl-redis-") as folder:
-        data = Path(folder)
-        hand_over(data, servers.redis.account)
-        program = servers.redis.command[0]
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        older = replace(
-            servers.redis,
-            port=port,
-            command=[program, *options, "--rename-command", "MSETEX", ""],
-            data=data / "valkey",
-            pid_file=data / "valkey.pid",
-            process=None,
-        )
-        older.start()
-        monkeypatch.setenv("REDIS_PORT", str(port))
-        yield replace(servers, redis=older)
-        older.stop()
-
-
 @contextmanager
-def _user(keys: Any, monkeypatch: Patch, rights: str) -> Iterator[None]:
+def redis_user(keys: Any, monkeypatch: Patch, rights: str) -> Iterator[None]:
     """Runs are by a Redis user with these rights, and nothing was counted or refused so far."""
     keys.execute_command("ACL", "SETUSER", "etl", "reset", "on", ">pw", *rights.split())
     keys.acl_log_reset()

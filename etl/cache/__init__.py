@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import ssl
+import re
+import time
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.exceptions import InvalidResponse
 
+from etl.cache.errors import explained, problem
+from etl.cache.resp import ask, try_command
+from etl.cache.server import Client, connect, require_writable
 from etl.cache.writer import Batch, Pipe, persist
-from etl.errors import SyncError, UsageError
 from etl.plumbing import log
 
 if TYPE_CHECKING:
@@ -21,58 +23,29 @@ if TYPE_CHECKING:
 
     from etl.settings import Settings
 
+__all__ = [
+    "Client",
+    "compare",
+    "connect",
+    "explained",
+    "read_back",
+    "require_writable",
+    "sampled",
+    "write",
+]
+
 # Keys of one batch: some 100 kB on the wire, small enough that a server stays responsive
 # and a lost batch is cheap to send again.
 BATCH_KEYS = 1_000
 
-_REACHABLE = "is it up, and are REDIS_HOST, REDIS_PORT and REDIS_TLS right?"
-_HINTS: dict[type[BaseException], str] = {
-    redis.AuthenticationError: "check REDIS_USERNAME and REDIS_PASSWORD",
-    redis.exceptions.OutOfMemoryError: "raise maxmemory or let it evict, then run again",
-    redis.exceptions.ReadOnlyError: "set REDIS_HOST to the primary",
-    redis.exceptions.NoPermissionError: (
-        "the user needs ~reco:* +ping +set +mget, +msetex for speed,"
-        " and +select where REDIS_DB is not 0"
-    ),
-    redis.ConnectionError: _REACHABLE,
-    redis.TimeoutError: _REACHABLE,
-    UnicodeError: "check REDIS_HOST",
-}
-_FILES = {
-    "redis_ca_file": "ssl_ca_certs",
-    "redis_cert_file": "ssl_certfile",
-    "redis_key_file": "ssl_keyfile",
-}
+# Keys that are read back when all are written: one in a hundred that is gone shows for certain.
+SAMPLE_KEYS = 1_000
 
-
-def connect(settings: Settings) -> redis.Redis:
-    """Open a connection and ask for a PING; a server that is away is waited for.
-
-    Raises:
-        SyncError: the server cannot be reached or does not let us in.
-    """
-    client = redis.Redis(
-        host=settings.redis_host,
-        port=settings.redis_port,
-        db=settings.redis_db,
-        username=settings.redis_username,
-        password=settings.redis_password,
-        ssl=settings.redis_tls,
-        **_certificates(settings),
-        socket_timeout=5,
-        socket_connect_timeout=10,
-        driver_info=None,  # or each connection says its version, which takes another right
-        retry=Retry(NoBackoff(), 0),  # `persist` knows better what is worth another attempt
-    )
-    try:
-        persist(client.ping, settings.retry_seconds)
-    except (redis.RedisError, UnicodeError) as error:  # the latter: no name for a host
-        raise explained(error, settings) from error
-    return client
+_POLICY = re.compile(rb"^maxmemory_policy:([a-z-]+)", re.MULTILINE)
 
 
 def write(
-    client: redis.Redis, batches: Iterable[Batch], total: int, ttl: int, settings: Settings
+    client: Client, batches: Iterable[Batch], total: int, ttl: int, settings: Settings
 ) -> Iterator[int]:
     """Set every key with its TTL in seconds; yield after each batch how many of all are.
 
@@ -96,52 +69,90 @@ def write(
     log.event("cache.written", keys=pipe.written, by=pipe.command)
 
 
-def compare(client: redis.Redis, batches: Iterable[Batch], settings: Settings) -> dict[str, int]:
+def compare(client: Client, batches: Iterable[Batch], settings: Settings) -> dict[str, int]:
     """Count the keys that `write` would add (inserted), change (updated) or only renew."""
     counts = {"inserted": 0, "updated": 0, "unchanged": 0}
-    for batch in batches:
-        names = [key for key, _ in batch]
-        try:
-            present: Any = persist(partial(client.mget, names), settings.retry_seconds)
-        except redis.RedisError as error:
-            raise explained(error, settings) from error
-        for (_, value), old in zip(batch, present, strict=True):
-            outcome = "inserted" if old is None else "unchanged" if old == value else "updated"
-            counts[outcome] += 1
+    with _connection(client, settings) as connection:
+        for batch in batches:
+            names = [key for key, _ in batch]
+            present = persist(
+                partial(_values, connection, names, client.mode), settings.retry_seconds
+            )
+            for (_, value), old in zip(batch, present, strict=True):
+                outcome = "inserted" if old is None else "unchanged" if old == value else "updated"
+                counts[outcome] += 1
     return counts
 
 
-def explained(
-    error: BaseException, settings: Settings, done: str = "", total: int = 0
-) -> SyncError:
-    """Turn a client's or server's error into one line: what, where, what to do."""
-    stopped = f"{done} of {total:,} keys written: " if done else ""
-    where = f"Redis ({settings.redis_address})"
-    return SyncError(f"{where}: {stopped}{_message(error)}; {_hint(error)}")
+def sampled(batches: Iterable[Batch], total: int, most: int, keys: list[str]) -> Iterator[Batch]:
+    """Hand the batches on, and add to `keys` at most so many of theirs, spread over all."""
+    every, passed = max(-(-total // most), 1), 0
+    for batch in batches:
+        keys.extend(key for key, _ in batch[-passed % every :: every])
+        passed += len(batch)
+        yield batch
 
 
-def _certificates(settings: Settings) -> dict[str, Any]:
-    """The client's arguments for TLS; a file is opened here, for OpenSSL does not name it."""
-    given = {name: path for name in _FILES if (path := getattr(settings, name))}
-    for name, path in given.items():
-        if not settings.redis_tls:
-            raise UsageError(f"settings: {name.upper()} is set but REDIS_TLS is not true")
-        try:
-            Path(path).open("rb").close()
-        except OSError as error:
-            raise SyncError(f"{name.upper()}: {path}: {error.strerror}; correct it") from error
-    return {_FILES[name]: path for name, path in given.items()}
+def read_back(client: Client, keys: list[str], settings: Settings) -> str | None:
+    """See that keys which were written are still there; their values may be another writer's.
+
+    Returns:
+        Why that cannot be seen; nearly always None.
+
+    Raises:
+        SyncError: some are gone.
+    """
+    if not keys:
+        return None
+    seconds, missing = settings.retry_seconds, keys
+    with _connection(client, settings) as connection:
+        known = persist(partial(try_command, connection, "MGET", keys[0]), seconds)
+        if not isinstance(known, list):
+            return "whether the keys are still there is not known: MGET is refused, allow +mget"
+        for pause in (0, 0.2, 1):  # a proxy may read from a replica that is a little behind
+            time.sleep(pause)
+            found = persist(partial(_values, connection, missing, client.mode), seconds)
+            missing = [key for key, value in zip(missing, found, strict=True) if value is None]
+            if not missing:
+                return None
+        gone = f"{len(missing):,} of a sample of {len(keys):,} written keys are gone"
+        raise problem(
+            settings, f"{gone}: {_fate(connection)}; raise maxmemory, or see who deletes them"
+        )
 
 
-def _message(error: object) -> str:
-    # redis-py puts the command, hence user data, in front of an error in a pipeline.
-    text = " ".join(str(error).rpartition(" caused error: ")[2].split())
-    return text.rstrip(".") or type(error).__name__
+@contextmanager
+def _connection(client: Client, settings: Settings) -> Iterator[Any]:
+    """A connection for some replies; what goes wrong with it is explained."""
+    connection: Any = client.connection_pool.make_connection()
+    try:
+        yield connection
+    except redis.RedisError as error:
+        raise explained(error, settings) from error
+    finally:
+        connection.disconnect()
 
 
-def _hint(error: BaseException) -> str:
-    if "DB index" in str(error):
-        return "check REDIS_DB"
-    if isinstance(error.__context__, ssl.SSLError):
-        return "check REDIS_TLS, REDIS_HOST, REDIS_CA_FILE, REDIS_CERT_FILE and REDIS_KEY_FILE"
-    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "run it again")
+def _values(connection: Any, keys: list[str], mode: str) -> list[Any]:
+    """The value of each key, None where there is none."""
+    # In a cluster the keys of one command must share a slot.
+    commands = [("MGET", key) for key in keys] if mode == "cluster" else [("MGET", *keys)]
+    found = []
+    for reply in ask(connection, *commands):
+        if isinstance(reply, redis.ResponseError):
+            raise reply
+        found += reply if isinstance(reply, list) else []
+    if len(found) != len(keys) or not all(isinstance(one, bytes | None) for one in found):
+        raise InvalidResponse("MGET was not answered with a value for each key")
+    return found
+
+
+def _fate(connection: Any) -> str:
+    """Where keys go that are gone; with the server's policy, if this user may ask for it."""
+    try:
+        (info,) = ask(connection, ("INFO", "memory"))
+    except redis.RedisError:
+        info = None
+    found = _POLICY.search(info) if isinstance(info, bytes) else None
+    policy = f" (maxmemory_policy {found[1].decode()})" if found else ""
+    return f"they were evicted{policy}, have expired or were deleted"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 from collections import deque
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import hiredis
 import redis
+from redis.exceptions import InvalidResponse
 
+from etl.cache.errors import passes
+from etl.cache.resp import replies, try_command
 from etl.plumbing import retry
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ Batch: TypeAlias = list[tuple[str, bytes]]
 
 # Batches whose replies are not awaited: the server works at them while the next one is built.
 _AHEAD = 4
-
-# Of TLS these say no more than that somebody hung up.
-_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class Pipe:
@@ -67,12 +66,19 @@ class Pipe:
         self._connection.disconnect()
 
     def _fastest(self) -> str:
-        """MSETEX where the server knows it and the user may, which to set no keys tells."""
+        """MSETEX where the server knows it and the user may, which to set no keys tells.
+
+        Asked on another connection, for some proxies hang up on what they do not know. Not in
+        a cluster: Valkey's MSETEX sets keys of any slot on any node.
+        """
+        if self._client.mode != "standalone":
+            return "SET"
+        connection = self._client.connection_pool.make_connection()
         try:
-            self._client.execute_command("MSETEX", "0", "", "")
-        except redis.ResponseError as refusal:
-            return "MSETEX" if "numkeys" in str(refusal) else "SET"
-        return "SET"
+            refusal = try_command(connection, "MSETEX", "0", "", "")
+        finally:
+            connection.disconnect()
+        return "MSETEX" if "numkeys" in str(refusal) else "SET"
 
     def _settle(self) -> int:
         written, failure = persist(self._exchange, self._retry_seconds)
@@ -107,30 +113,21 @@ class Pipe:
 
     def _outcome(self, keys: int) -> tuple[int, Exception | None]:
         """How many keys of the oldest batch are written, and the first error."""
-        replies, each, fine = (1, keys, 1) if self.command == "MSETEX" else (keys, 1, b"OK")
-        written, failure = 0, None
-        for _ in range(replies):
-            try:
-                if (reply := self._connection.read_response()) != fine:
-                    raise redis.ResponseError(f"{self.command} was answered with {reply!r:.20}")
+        count, each, fine = (1, keys, 1) if self.command == "MSETEX" else (keys, 1, b"OK")
+        written = 0
+        failure: Exception | None = None
+        for reply in replies(self._connection, count):
+            if reply == fine:
                 written += each
-            except redis.ResponseError as error:
-                if _passes(error):
-                    raise
-                failure = failure or error
+            elif isinstance(reply, redis.ResponseError):
+                if passes(reply):
+                    raise reply
+                failure = failure or reply
+            else:  # which may be anything, a password as well
+                failure = failure or InvalidResponse(f"{self.command} was not answered as it is")
         return written, failure
 
 
 def persist(work: Callable[[], _T], seconds: float) -> _T:
     """Do what may be done again, for so long, while the server is lost or not yet ready."""
-    return retry.persist(work, seconds, _passes, "redis.lost")
-
-
-def _passes(error: Exception) -> bool:
-    """A server may come back, load its keys or end a script; a password does not become right."""
-    cause = error.__context__
-    refused = isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT)
-    if refused or isinstance(error, redis.AuthenticationError):
-        return False
-    lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return lost or str(error).startswith("BUSY ")
+    return retry.persist(work, seconds, passes, "redis.lost")

@@ -28,6 +28,7 @@ _WORDS = {
     "cancelled": "cancelled",
     "suppressed": "suppressed",
     "held_back": "held back",
+    "below_threshold": "below the score threshold",
     "rejected": "rejected",
 }
 

@@ -27,6 +27,9 @@ SMALL_TARGET = 1_000
 # Cancelling this many pending mails is everyday business, whatever part of them it is.
 FEW_CANCELS = 100
 
+# Of so few keys any part may go in a day, though not all.
+FEW_KEYS = 3
+
 
 @dataclass
 class Figures:
@@ -51,6 +54,10 @@ class Figures:
     withdrawn: int = 0  # pending mails that the run would cancel for the mart's sake
     no_visits: tuple[str, ...] = ()  # visit columns that the mart does not have
     visits: tuple[str, ...] = ()  # those that it has
+    keys: int | None = None  # that the shard would write; None: the sync writes none
+    previous_keys: int = 0  # about as many at the last ok run
+    rows_without_keys: int = 0  # sound rows of the whole run, where no key comes of them
+    below_threshold: int = 0  # rows at or below the score threshold
     visits_queued: int = 0  # where one is missing: mails of the queue with a known visit
     expires: str = ""  # what running out of date means to this sync's readers
 
@@ -179,6 +186,21 @@ def _visits(figures: Figures, _: Settings) -> str | None:
     )
 
 
+def _vanished(figures: Figures, settings: Settings) -> str | None:
+    before, now = figures.previous_keys, figures.keys
+    if now is None or not figures.mart_rows or _shrunk(figures, settings):
+        return None
+    if before > FEW_KEYS and _part(before - now, before) > settings.guard_max_shrink:
+        allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
+        keys = f"{now:,} keys would be written, {before:,} at the last ok run ({allowed})"
+    elif figures.rows_without_keys:
+        keys = f"no key would be written from {figures.rows_without_keys:,} rows"
+    else:
+        return None
+    limit = f"RECO_MIN_SCORE={settings.reco_min_score:g}"
+    return f"vanished: {keys}; rows that do not score above {limit}: {figures.below_threshold:,}"
+
+
 _DBT = "Look at dbt's last run and at what its sources delivered."
 _DRY_RUN = (
     "See which mails, by template, with --dry-run, and whether the mart's segments and visits are"
@@ -195,6 +217,8 @@ _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
     _stale: "See why dbt did not build it since: its scheduler, its last log.",
     _flood: _DRY_RUN,
     _wipe: _DRY_RUN,
+    _vanished: "See whether the model's scores have another scale now, from 0 to 1 is due, and"
+    " whether RECO_MIN_SCORE is right; keys that are not written again expire within a day.",
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }

@@ -70,7 +70,11 @@ def abandon(run: Run) -> None:
 def previous(run: Run) -> Previous | None:
     """What the last ok run of this sync saw; None: there was none."""
     rows = postgres.ask(run.postgres, "last_run", run.sync)
-    return Previous(rows[0]["mart_rows"] or 0, rows[0]["began_at"]) if rows else None
+    if not rows:
+        return None
+    (last,) = rows
+    written = {int(shard): keys for shard, keys in orjson.loads(last["written"] or "{}").items()}
+    return Previous(last["mart_rows"] or 0, last["began_at"], last["shards"], written)
 
 
 def record(connection: Connection, run: Run, status: str, error: str | None = None) -> bool:

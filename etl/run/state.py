@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 import tempfile
 import time
 import uuid
@@ -42,6 +43,21 @@ class Previous:
 
     mart_rows: int
     began_at: dt.datetime
+    shards: int = 1
+    written: Mapping[int, int] = field(default_factory=dict)  # keys, by shard
+
+    def keys(self, shard: tuple[int, int]) -> int:
+        """About how many keys this shard had; fewer, where that is not known exactly."""
+        index, shards = shard
+        if shards == self.shards and index in self.written:
+            return self.written[index]
+        if not self.written:
+            return 0
+        expected = sum(self.written.values()) * self.shards / len(self.written) / shards
+        if shards == 1 and len(self.written) == self.shards:
+            return round(expected)
+        # A hash does not cut evenly: shards differ by the root of what is in them.
+        return max(round(expected - 3 * math.sqrt(expected)), 0)
 
 
 @dataclass
@@ -89,6 +105,10 @@ class Run:
     cancels: dict[tuple[int, int], dict[str, int]] = field(default_factory=dict)
     unmapped: dict[str, int] = field(default_factory=dict)
     queue_rows: int = 0  # before the run, as far as it matters
+
+    # of recommendations
+    keys: int = 0  # of this shard and those before it
+    sample: list[str] = field(default_factory=list)  # written keys to be read back
 
     def begin(self, shard: tuple[int, int]) -> None:
         """Turn to the next shard."""
@@ -256,6 +276,16 @@ class Run:
         """Say that what a run writes expires: a refused stale mart is then told with when."""
         written_at = self.previous.began_at if self.previous else None
         self.figures.expires = guards.expiry(written_at, seconds, self.figures.now)
+
+    def expect(self, keys: int) -> None:
+        """Tell the guards how many keys the shard at hand would write."""
+        self.keys += keys
+        self.figures.keys = keys
+        self.figures.previous_keys = self.previous.keys(self.shard) if self.previous else 0
+        # One of several shards may have none; of all of them none was written by then.
+        if self.shard == self.options.walk[-1] and not self.keys:
+            rows = self.so_far()
+            self.figures.rows_without_keys = rows["extracted"] - rows["rejected"]
 
     def judge(self) -> None:
         """Let the guards look at the figures, once a shard; `--force` goes past them."""

@@ -1,6 +1,18 @@
--- The last ok run of sync $1: how many rows its mart had and when it began.
+-- The last ok run of sync $1: how many rows its mart had, when it began, into how many shards the
+-- mart was cut, and as JSON how many keys each of them wrote last.
 SELECT
     r.mart_rows,
+    r.shards,
+    (
+        SELECT jsonb_object_agg(w.shard, w.written)::text
+        FROM (
+            SELECT DISTINCT ON (s.shard) s.shard, s.written
+            FROM etl.sync_runs AS s
+            WHERE s.sync = r.sync AND s.shards = r.shards AND s.status = 'ok'
+                AND s.written IS NOT NULL
+            ORDER BY s.shard, s.started_at DESC
+        ) AS w
+    ) AS written,
     (
         SELECT min(s.started_at)
         FROM etl.sync_runs AS s

@@ -13,6 +13,7 @@ ON CONFLICT (run_id, sync, shard) DO UPDATE SET
     unchanged = excluded.unchanged,
     deleted = excluded.deleted,
     written = excluded.written,
+    below_threshold = excluded.below_threshold,
     cancelled = excluded.cancelled,
     suppressed = excluded.suppressed,
     held_back = excluded.held_back,

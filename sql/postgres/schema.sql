@@ -101,6 +101,7 @@ CREATE TABLE IF NOT EXISTS etl.sync_runs (
     suppressed  bigint,
     held_back   bigint,
     unmapped    bigint,
+    below_threshold bigint,
     seconds     double precision,
     forced      boolean NOT NULL,
     warning     text,
@@ -113,6 +114,9 @@ CREATE TABLE IF NOT EXISTS etl.sync_runs (
 
 -- makes: etl.sync_runs.unmapped
 ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS unmapped bigint;
+
+-- makes: etl.sync_runs.below_threshold
+ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS below_threshold bigint;
 
 -- makes: etl.sync_runs.warning
 ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS warning text;

@@ -25,6 +25,7 @@ WITH runs AS (
         sum(unchanged)::bigint AS unchanged,
         sum(deleted)::bigint AS deleted,
         sum(written)::bigint AS written,
+        sum(below_threshold)::bigint AS below_threshold,
         sum(cancelled)::bigint AS cancelled,
         sum(suppressed)::bigint AS suppressed,
         sum(held_back)::bigint AS held_back,

@@ -1,0 +1,209 @@
+"""Replies of a Redis server, read within a deadline and a size, whatever the server sends.
+
+redis-py by itself waits as long as a byte comes now and then, believes every length it is told,
+and hands on what a server says of the arguments it was sent.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import select
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import redis
+from redis._parsers.base import BaseParser  # it knows which error is which
+from redis.exceptions import InvalidResponse
+
+from etl.plumbing.redact import hide
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable, Iterator, Sequence
+
+# What a reply may take, or all replies to one batch. A server that is silent is given up sooner,
+# by the timeout of its socket.
+REPLY_SECONDS = 10.0
+
+# What a reply may be, each of its values with what Python needs beside: a thousand values of the
+# mart are some 100 kB.
+_REPLY_BYTES = 64 << 20
+_VALUE_BYTES = 64
+_LINE_BYTES = 64 << 10
+_DEPTH = 8  # lists in lists
+
+# These name a slot and an address, and no more.
+_REDIRECTIONS = {"MOVED", "ASK"}
+
+# A clause ends here. The keys that we send have a colon in them, and the values a brace.
+_CLAUSE = re.compile(r"[,;:{\"`\x00-\x1f]|\. ")
+
+
+class Reader(BaseParser):
+    """A parser for redis-py's connections; of RESP2, which every server and proxy speaks."""
+
+    def __init__(self, secrets: Iterable[str], socket_read_size: int) -> None:
+        """Hide these secrets where a server repeats one."""
+        self._secrets, self._read_size = list(secrets), socket_read_size
+        self._source: _Source | None = None
+
+    def on_connect(self, connection: Any, **_: Any) -> None:
+        """Read from the socket of a connection."""
+        self._source = _Source(connection._sock, connection.socket_timeout)
+        self._buffer = io.BufferedReader(self._source, self._read_size)
+
+    def on_disconnect(self) -> None:
+        """Forget what is not read."""
+        self._source = None
+
+    def can_read(self, timeout: float = 0) -> bool:
+        """Whether something came that nobody asked for, or the server hung up."""
+        return self._source is not None and self._source.is_ready(timeout)
+
+    def read_response(self, disable_decoding: bool = False, timeout: object = None) -> Any:
+        """Return one reply, which may be a ResponseError.
+
+        Raises:
+            InvalidResponse: what came is not RESP2, or is too large.
+            ConnectionError: the server hung up, or may not be talked to (yet).
+            TimeoutError: it did not say all of it in time.
+        """
+        if self._source is None:
+            raise _hung_up()
+        self._source.deadline = None
+        line = self._buffer.readline(_LINE_BYTES)
+        if line == b"+OK\r\n":
+            return b"OK"
+        self._room = _REPLY_BYTES
+        reply = self._parsed(line, _DEPTH)
+        if isinstance(reply, redis.ConnectionError):
+            raise reply
+        return reply
+
+    def _parsed(self, line: bytes, depth: int) -> Any:
+        """The reply that begins with a line."""
+        kind = line[:1]
+        self._room -= len(line) + _VALUE_BYTES
+        if line[-2:] != b"\r\n":
+            raise _malformed() if len(line) == _LINE_BYTES else _hung_up()
+        if kind in b"+-" and self._room > 0:
+            return line[1:-2] if kind == b"+" else self._error(line[1:-2])
+        try:
+            number = int(line[1:])
+        except ValueError:
+            raise _malformed() from None
+        if kind == b":":
+            return number
+        if number < 0:
+            return None
+        if kind == b"*" and depth and number * _VALUE_BYTES < self._room:
+            readline = self._buffer.readline
+            return [self._parsed(readline(_LINE_BYTES), depth - 1) for _ in range(number)]
+        self._room -= number
+        if kind != b"$" or self._room < 0:
+            raise _malformed()
+        value = self._buffer.read(number + 2)
+        if len(value) < number + 2:
+            raise _hung_up()
+        return value[:-2]
+
+    def _error(self, line: bytes) -> redis.RedisError:
+        """An error with no more than its first clause: the next may repeat what was sent."""
+        text = line.decode(errors="replace")
+        code = text.partition(" ")[0]
+        if code in _REDIRECTIONS:
+            return redis.ResponseError(code)
+        parse: Any = self.parse_error
+        error: redis.RedisError = parse(text)
+        said = _CLAUSE.split(hide(str(error), self._secrets), maxsplit=1)[0]
+        error.args = (said.strip(" .")[:200],)
+        return error
+
+
+class _Source(io.RawIOBase):
+    """The bytes of a socket, up to a deadline that the first wait sets."""
+
+    deadline: float | None = None
+
+    def __init__(self, sock: socket.socket, silence: float) -> None:
+        self._socket, self._silence = sock, silence
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        now = time.monotonic()
+        self.deadline = self.deadline or now + REPLY_SECONDS
+        if now >= self.deadline:
+            raise TimeoutError
+        self._socket.settimeout(min(self.deadline - now, self._silence))
+        try:
+            return self._socket.recv_into(buffer)
+        finally:
+            self._socket.settimeout(self._silence)
+
+    def is_ready(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+
+def _hung_up() -> redis.RedisError:
+    return redis.ConnectionError("Connection closed by server.")
+
+
+def _malformed() -> redis.RedisError:
+    return InvalidResponse("the answer is none of a Redis server, or too long")
+
+
+def ping(connection: Any) -> None:
+    """See that the server answers.
+
+    Raises:
+        RedisError: it does not, or not with PONG.
+    """
+    (pong,) = ask(connection, ("PING",))
+    if isinstance(pong, redis.ResponseError):
+        raise pong
+    if pong != b"PONG":
+        raise InvalidResponse("PING was answered, but not with PONG")
+
+
+def try_command(connection: Any, *command: str) -> Any:
+    """Send what a server or a proxy may not know, and return its reply or error.
+
+    None where it hangs up on the command, as some do, and still answers a PING.
+    """
+    for _ in range(2):
+        ping(connection)
+        with suppress(redis.ConnectionError, redis.TimeoutError):
+            return ask(connection, command)[0]
+    return None
+
+
+def ask(connection: Any, *commands: Sequence[str]) -> list[Any]:
+    """Send commands in one piece and return their replies, errors among them.
+
+    After an exception of any other kind the connection is closed, since replies may be left.
+    """
+    try:
+        connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
+        return list(replies(connection, len(commands)))
+    except BaseException:
+        connection.disconnect()
+        raise
+
+
+def replies(connection: Any, count: int) -> Iterator[Any]:
+    """Read so many replies within one deadline; what the server refuses is among them."""
+    deadline = time.monotonic() + REPLY_SECONDS
+    for _ in range(count):
+        if time.monotonic() > deadline:
+            raise redis.TimeoutError(f"Timeout: {REPLY_SECONDS:g} s were not enough for an answer")
+        try:
+            yield connection.read_response()
+        except redis.ResponseError as error:
+            yield error

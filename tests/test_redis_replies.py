@@ -1,0 +1,98 @@
+"""What a Redis server says is told as far as its first clause, and no data with it."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import pytest
+from destinations import Mart, Select
+from redis_servers import Others
+from test_causes import chain
+from test_redis import MANY
+
+from etl import recommendations
+from etl.errors import SyncError
+
+PASSWORD = "hunter2, the {secret} of: us"
+PERSONAL = ("user_0", "Rome", "15001", "10.1.2.3", "hunter", "secret", "\x1b", "\x9b", "\u202e")
+
+ECHOES = [
+    b"-ERR unknown command 'SET', with args beginning with: 'reco:user_0' '{\"destinations\":\r\n",
+    b'-ERR unknown command `SET`, with args beginning with: `reco:user_0`, `{"destinations":\r\n',
+    b'-ERR cannot set reco:user_0 to {"destinations":["Rome"]\r\n',
+    b'-ERR value {"destinations":["Rome"] is wrong for reco:user_0\r\n',
+    b"-MOVED 15001 10.1.2.3:7001\r\n",
+    b"-ASK 15001 10.1.2.3:7001\r\n",
+    b"-MOVED\r\n",
+    b"-MISCONF Redis cannot save; last key was reco:user_0\r\n",
+    b"-NOPERM no access to reco:user_0\r\n",
+    b"-\r\n",
+    b"-ERR \x1b[31m\xc2\x9b\xe2\x80\xae reco:user_0\r\n",
+    b'$25\r\n{"destinations":["Rome"]} 15\r\n',
+    b"+reco:user_0\r\n",
+    b":15001\r\n",
+    b"*2\r\n$6\r\nuser_0\r\n-ERR reco:user_0\r\n",
+    b"user_0 Rome\r\n",
+    b"$user_0\r\n",
+    b"$28\r\n%b\r\n" % PASSWORD.encode(),
+    b"+%b\r\n" % PASSWORD.encode(),
+    b"-ERR wrong %b\r\n" % PASSWORD.encode(),
+    b"-%b\r\n" % PASSWORD.encode(),
+]
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("command", ["SET", "PING", "AUTH", "SELECT", "MGET"])
+def test_nothing_that_a_server_repeats_is_told(
+    command: str,
+    echo: bytes,
+    recommended: Select,
+    others: Others,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    others.monkeypatch.setenv("REDIS_DB", "1")
+    others.monkeypatch.setenv("REDIS_PASSWORD", PASSWORD)
+    answers = {"AUTH": b"+OK\r\n", "SELECT": b"+OK\r\n", "SET": b"+OK\r\n", command: echo}
+
+    with others.fake(answers), pytest.raises(SyncError) as raised:
+        recommendations.sync(dry_run=command == "MGET")
+
+    told = "".join(traceback.format_exception(raised.value)) + caplog.text
+    told += "".join(f"{one} {one.args} {vars(one)}" for one in chain(raised.value))
+    told += str(recommended("SELECT to_jsonb(r)::text AS row FROM etl.sync_runs AS r"))
+    assert [secret for secret in PERSONAL if secret in told] == []
+    assert str(raised.value).startswith("Redis (127.0.0.1:")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("MISCONF Redis is configured to save, but cannot", "the server cannot save to its disk"),
+        ("NOREPLICAS Not enough good replicas to write.", "the server has too few replicas"),
+        ("MOVED 1 10.1.2.3:1", "MOVED; it is a node of a cluster"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", "it is a node of a cluster"),
+        ("READONLY You can't write against a read only replica.", "set REDIS_HOST to the primary"),
+        ("MASTERDOWN Link with MASTER is down", "set REDIS_HOST to the primary"),
+        ("DENIED Redis is running in protected mode because", "set REDIS_PASSWORD"),
+        ("ERR unknown command 'SET'", "are REDIS_HOST, REDIS_PORT and REDIS_TLS those of a Redis"),
+    ],
+)
+def test_what_a_server_refuses_is_told_with_the_next_step(
+    error: str, said: str, mart: Mart, others: Others
+) -> None:
+    mart(MANY.format(users=3))
+
+    with others.fake({"SET": f"-{error}\r\n".encode()}), pytest.raises(SyncError) as raised:
+        recommendations.sync()
+
+    assert said in str(raised.value)
+
+
+@pytest.fixture
+def recommended(mart: Mart, select: Select) -> Select:
+    """A mart of three users; what reads the ledger afterwards."""
+    mart(MANY.format(users=3))
+    return select
