@@ -249,6 +249,16 @@ def test_a_query_that_may_not_be_read_is_told(closed: str, environment: Path) ->
     assert str(raised.value).startswith(f"{path}: ")
 
 
+def test_a_query_may_read_a_file_beside_the_warehouse(
+    mart: Mart, environment: Path, own_query: Callable[[str], Path]
+) -> None:
+    mart(ONE_USER, f"COPY mart_user_segments TO '{environment.parent}/seg.parquet'")
+    mart("DROP TABLE mart_user_segments")
+    own_query(READ.replace("mart_user_segments", "'seg.parquet'"))
+
+    assert user_segments.sync()["inserted"] == 1
+
+
 def grow(path: Path, size: int) -> None:
     path.touch()
     os.truncate(path, size)

@@ -183,7 +183,8 @@ def _parts(rows: _Rows) -> Iterator[Mart]:
     if not bounds:
         yield _mart(rows)
         return
-    whole = rows.whole or _whole(rows)
+    # Whoever reads all parts knows which rows were accepted: to look for nulls here is to no end.
+    whole = rows.whole or _whole(replace(rows, required=()))
     for part in _ranges(bounds):
         # Not held here while the next one is read.
         yield _mart(replace(rows, relation=rows.relation.filter(part), whole=whole))
