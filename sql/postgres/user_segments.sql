@@ -12,8 +12,7 @@ WITH changes AS MATERIALIZED (
         s.total_searches,
         s.total_conversions,
         s.lifetime_value,
-        t.user_id IS NULL AS is_new,
-        t.user_id IS NOT NULL AND t.segment IS DISTINCT FROM s.segment AS moves
+        t.user_id IS NULL AS is_new
     FROM pg_temp.staging AS s
     LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
     WHERE
@@ -62,26 +61,27 @@ written AS (
             ELSE t.segment_changed_at
         END,
         synced_at = excluded.synced_at
-    -- Of a row that was there before, one of the two says so. (xmax cannot be read in a
-    -- partitioned table.)
-    RETURNING t.previous_segment IS NULL AND t.segment_changed_at = now() AS is_new
+    -- A new row has changed just now and had no segment before; one that was there lacks one of the
+    -- two. (xmax cannot be read in a partitioned table.)
+    RETURNING t.segment_changed_at = now() AS changed, t.previous_segment IS NULL AS is_first
 ),
 
 answered AS (
     SELECT
-        (SELECT count(*) FROM added) + count(*) FILTER (WHERE is_new) AS inserted,
-        count(*) FILTER (WHERE NOT is_new) AS updated
+        (SELECT count(*) FROM added) + count(*) FILTER (WHERE changed AND is_first) AS new_rows,
+        count(*) FILTER (WHERE NOT (changed AND is_first)) AS old_rows,
+        count(*) FILTER (WHERE changed AND NOT is_first) AS movers
     FROM written
 )
 
 SELECT
-    (SELECT inserted FROM answered) AS inserted,
-    (SELECT updated FROM answered) AS updated,
-    count(*) - (SELECT inserted + updated FROM answered) AS unwritten,
-    count(*) FILTER (WHERE moves) AS moved,
+    new_rows AS inserted,
+    old_rows AS updated,
+    (SELECT count(*) FROM changes) - new_rows - old_rows AS unwritten,
+    movers AS moved,
     -- What the churn guard compares with: counted only when it can matter.
     CASE
-        WHEN count(*) FILTER (WHERE moves) > 0 THEN (
+        WHEN movers > 0 THEN (
             SELECT count(*)
             FROM crm.user_segments AS t
             WHERE
@@ -92,4 +92,4 @@ SELECT
         )
         ELSE 0
     END AS target_rows
-FROM changes
+FROM answered
