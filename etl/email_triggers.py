@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import dataframely as dy
+import orjson
 import polars as pl
 
 from etl import postgres
@@ -195,8 +196,12 @@ def _with_known_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
 def _compare_visits(run: Run, no_visits: list[str]) -> None:
     """Give the guards what speaks against a mart that never had these visit columns."""
     run.figures.no_visits = tuple(no_visits)
-    run.figures.visits = tuple(sorted({rule.episode for rule in RULES}.difference(no_visits)))
-    (queue,) = postgres.ask(run.postgres, "email_visits", EVER)
+    # A run without a visit column warns of it: one that did not warn had the column.
+    said = run.previous.warning if run.previous else None
+    if said is not None:
+        run.figures.lost_visits = tuple(name for name in no_visits if f"no {name}" not in said)
+    templates = [rule.template for rule in RULES if rule.episode in no_visits]
+    (queue,) = postgres.ask(run.postgres, "email_visits", EVER, orjson.dumps(templates).decode())
     run.figures.visits_queued = queue["visits_queued"]
 
 

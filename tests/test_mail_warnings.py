@@ -234,22 +234,34 @@ def test_a_mart_that_lost_its_visits_mails_nobody(
         with pytest.raises(Refused, match=r"visits: the mart has no ") as refusal:
             email_triggers.sync(dry_run=dry_run, **walk)
         assert f"no {' and no '.join(lost)}, but" in str(refusal.value)
-        assert "3 mails of the queue have a visit" in str(refusal.value)
+        queued = {("last_seen_at",): 2, ("first_seen_at",): 1, VISITS: 3}[lost]
+        assert f"{queued} mails of the queue have a visit" in str(refusal.value)
 
     assert queue(select) == before
 
 
+@pytest.mark.parametrize("lost", [("last_seen_at",), VISITS], ids=str)
 def test_a_renamed_column_is_refused_though_no_mail_was_ever_queued(
-    mart: Mart, select: Select
+    lost: tuple[str, ...], mart: Mart, select: Select
 ) -> None:
     mart(audience(*long_ago(40)))
     assert counts(email_triggers.sync()) == {}
 
-    mart("ALTER TABLE mart_user_segments RENAME last_seen_at TO seen_at")
-    with pytest.raises(Refused, match="no last_seen_at, but it has first_seen_at"):
+    mart(*(f"ALTER TABLE mart_user_segments RENAME {name} TO {name}_utc" for name in lost))
+    with pytest.raises(Refused, match=f"but it had {' and '.join(lost)} at the last ok run"):
         email_triggers.sync()
 
     assert queue(select) == []
+
+
+def test_a_mart_that_never_had_one_of_the_visits_goes_through_again_and_again(mart: Mart) -> None:
+    people_seen = people(2, "new_user"), people(3, "abandoned_search")
+    mart(audience(*people_seen[0], *people_seen[1], *people(95, "regular")), drop("first_seen_at"))
+
+    first, again = email_triggers.sync(), email_triggers.sync()
+
+    assert (counts(first), counts(again)) == ({"inserted": 5}, {"unchanged": 5})
+    assert "has no first_seen_at: 2 users" in first["warnings"][0]
 
 
 def test_force_mails_on_a_mart_that_lost_its_visits(mart: Mart, select: Select) -> None:

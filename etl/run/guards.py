@@ -53,12 +53,12 @@ class Figures:
     queued: int = 0  # mails that the run would add
     withdrawn: int = 0  # pending mails that the run would cancel for the mart's sake
     no_visits: tuple[str, ...] = ()  # visit columns that the mart does not have
-    visits: tuple[str, ...] = ()  # those that it has
+    lost_visits: tuple[str, ...] = ()  # those of them that it had at the last ok run
     keys: int | None = None  # that the shard would write; None: the sync writes none
     previous_keys: int = 0  # about as many at the last ok run
     rows_without_keys: int = 0  # sound rows of the whole run, where no key comes of them
     below_threshold: int = 0  # rows at or below the score threshold
-    visits_queued: int = 0  # where one is missing: mails of the queue with a known visit
+    visits_queued: int = 0  # mails of the queue that one of those missing gave a visit
     expires: str = ""  # what running out of date means to this sync's readers
 
 
@@ -176,7 +176,9 @@ def _wipe(figures: Figures, settings: Settings) -> str | None:
 
 
 def _visits(figures: Figures, _: Settings) -> str | None:
-    known = [f"it has {' and '.join(figures.visits)}"] if figures.visits else []
+    known = []
+    if figures.lost_visits:
+        known.append(f"it had {' and '.join(figures.lost_visits)} at the last ok run")
     if figures.visits_queued:
         known.append(f"{figures.visits_queued:,} mails of the queue have a visit")
     if not figures.no_visits or not known:

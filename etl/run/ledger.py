@@ -74,7 +74,8 @@ def previous(run: Run) -> Previous | None:
         return None
     (last,) = rows
     written = {int(shard): keys for shard, keys in orjson.loads(last["written"] or "{}").items()}
-    return Previous(last["mart_rows"] or 0, last["began_at"], last["shards"], written)
+    facts = last["began_at"], last["shards"], written, last["warning"]
+    return Previous(last["mart_rows"] or 0, *facts)
 
 
 def record(connection: Connection, run: Run, status: str, error: str | None = None) -> bool:

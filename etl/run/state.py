@@ -45,6 +45,7 @@ class Previous:
     began_at: dt.datetime
     shards: int = 1
     written: Mapping[int, int] = field(default_factory=dict)  # keys, by shard
+    warning: str | None = None  # what email_triggers said beside its counts; None: not known
 
     def keys(self, shard: tuple[int, int]) -> int:
         """About how many keys this shard had; fewer, where that is not known exactly."""

@@ -1,8 +1,10 @@
 -- The last ok run of sync $1: how many rows its mart had, when it began, into how many shards the
--- mart was cut, and as JSON how many keys each of them wrote last.
+-- mart was cut, what it warned of, and as JSON how many keys each of them wrote last.
 SELECT
     r.mart_rows,
     r.shards,
+    -- A run counts `unmapped` since it warns.
+    CASE WHEN r.unmapped IS NOT NULL THEN coalesce(r.warning, '') END AS warning,
     (
         SELECT jsonb_object_agg(w.shard, w.written)::text
         FROM (

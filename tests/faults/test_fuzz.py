@@ -312,13 +312,13 @@ def mail_of(row: Row, figures: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if row["segment"] not in _MAILS:
         return None
     template, priority, episode, hours, full = _MAILS[row["segment"]]
-    moment = row[episode]
+    moment = _known(row[episode])
     if moment is None or moment < BUILT - dt.timedelta(hours=hours):
         return None
     payload = {
         "version": 1,
         "segment": row["segment"],
-        "last_seen_at": row["last_seen_at"],
+        "last_seen_at": _known(row["last_seen_at"]),
         "platform": row["primary_platform"],
         "country": row["primary_country"],
     }
@@ -401,6 +401,11 @@ def segments_held(select: Select) -> dict[str, tuple[Any, ...]]:
     return {
         row["user_id"]: (*(row[name] for name in columns), Decimal(row["money"])) for row in rows
     }
+
+
+def _known(moment: Any) -> Any:
+    """A visit; one in the future by more than a day is a placeholder."""
+    return None if moment is not None and moment > BUILT + dt.timedelta(days=1) else moment
 
 
 def rejected(select: Select) -> Counter[str | None]:
