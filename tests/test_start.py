@@ -58,7 +58,7 @@ def test_any_other_program_keeps_its_signals(words: str, folder: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Programs that import etl while Python looks for them, and when they run."""
-    uses_etl = "import etl.cli, etl.signals\n"
+    uses_etl = "import etl.cli, etl.plumbing.signals\n"
     for package in ("etl_jobs", "jobs", "jobs_metl", "etlx"):
         (tmp_path / package).mkdir()
         for module in ("__init__", "__main__", "etl", "nightly"):
