@@ -1,6 +1,6 @@
 -- What every connection of the service sets for itself, whatever server, database, role and
 -- environment say. $1 and $2 are milliseconds that a statement may take and that it may wait for a
--- lock. Only the encoding must come with the connection itself (see etl/login.py).
+-- lock. Only the encoding must come with the connection itself (see etl/postgres/login.py).
 --
 -- Names have their schema here because search_path is not set yet. A setting that this version of
 -- the server does not know is left out; so is one that has its value already, because only a
