@@ -40,6 +40,7 @@ ECHOES = [
     b"+%b\r\n" % PASSWORD.encode(),
     b"-ERR wrong %b\r\n" % PASSWORD.encode(),
     b"-%b\r\n" % PASSWORD.encode(),
+    b"-ERR not x%by\r\n" % PASSWORD.encode(),
 ]
 
 
