@@ -7,6 +7,7 @@ import traceback
 
 import pytest
 from destinations import Mart, Select
+from pace import within
 from redis_servers import Others
 from test_causes import chain
 from test_redis import MANY
@@ -39,6 +40,7 @@ ECHOES = [
     b"+%b\r\n" % PASSWORD.encode(),
     b"-ERR wrong %b\r\n" % PASSWORD.encode(),
     b"-%b\r\n" % PASSWORD.encode(),
+    b"-ERR not x%by\r\n" % PASSWORD.encode(),
 ]
 
 
@@ -65,6 +67,38 @@ def test_nothing_that_a_server_repeats_is_told(
     assert [secret for secret in PERSONAL if secret in told] == []
     assert str(raised.value).startswith("Redis (127.0.0.1:")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("echo", [b"-ERR no %b here", b"-%b", b"+%b", b"-WRONGPASS %b", b"%b"])
+@pytest.mark.parametrize("command", ["SET", "PING", "AUTH"])
+def test_a_password_that_is_an_ordinary_word_is_not_repeated_either(
+    command: str, echo: bytes, recommended: Select, others: Others
+) -> None:
+    others.monkeypatch.setenv("REDIS_PASSWORD", "opensesame")
+    answers = {"AUTH": b"+OK\r\n", "SET": b"+OK\r\n"}
+
+    with (
+        others.fake({**answers, command: echo % b"opensesame" + b"\r\n"}),
+        pytest.raises(SyncError) as raised,
+    ):
+        recommendations.sync()
+
+    assert "sesame" not in str(raised.value)
+
+
+def test_a_login_that_is_refused_in_german_is_told_with_the_next_step(
+    mart: Mart, others: Others
+) -> None:
+    mart(MANY.format(users=3))
+    others.monkeypatch.setenv("REDIS_PASSWORD", "pw")
+    others.monkeypatch.setenv("RETRY_SECONDS", "60")
+
+    with (
+        within(10),
+        others.fake({"AUTH": "-ERR ungültiges Kennwort\r\n".encode()}),
+        pytest.raises(SyncError, match="ungültiges Kennwort; check REDIS_USERNAME, REDIS_PASS"),
+    ):
+        recommendations.sync()
 
 
 @pytest.mark.parametrize(

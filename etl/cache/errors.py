@@ -47,11 +47,15 @@ _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 def explained(
-    error: BaseException, settings: Settings, done: str = "", total: int = 0
+    error: BaseException,
+    settings: Settings,
+    done: str = "",
+    total: int = 0,
+    otherwise: str = "run it again",
 ) -> SyncError:
     """Turn a client's or server's error into one line: what, where, what to do."""
     stopped = f"{done} of {total:,} keys written: " if done else ""
-    return problem(settings, f"{stopped}{_message(error)}; {_hint(error)}")
+    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}")
 
 
 def problem(settings: Settings, text: str) -> SyncError:
@@ -75,11 +79,11 @@ def _message(error: object) -> str:
     return text.rstrip(".") or type(error).__name__
 
 
-def _hint(error: BaseException) -> str:
+def _hint(error: BaseException) -> str | None:
     if "DB index" in str(error):
         return "check REDIS_DB"
     if isinstance(error.__context__, ssl.SSLError):
         return "check REDIS_TLS, REDIS_HOST, REDIS_CA_FILE, REDIS_CERT_FILE and REDIS_KEY_FILE"
     by_word = (hint for word, hint in _WORDS.items() if str(error).startswith(word))
     by_kind = (hint for kind, hint in _HINTS.items() if isinstance(error, kind))
-    return next(by_word, None) or next(by_kind, "run it again")
+    return next(by_word, None) or next(by_kind, None)

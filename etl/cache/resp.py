@@ -47,7 +47,7 @@ class Reader(BaseParser):
 
     def __init__(self, secrets: Iterable[str], socket_read_size: int) -> None:
         """Hide these secrets where a server repeats one."""
-        self._secrets, self._read_size = list(secrets), socket_read_size
+        self._secrets, self._read_size = [one for one in secrets if one], socket_read_size
         self._source: _Source | None = None
 
     def on_connect(self, connection: Any, **_: Any) -> None:
@@ -118,8 +118,10 @@ class Reader(BaseParser):
             return redis.ResponseError(code)
         parse: Any = self.parse_error
         error: redis.RedisError = parse(text)
-        said = _CLAUSE.split(hide(str(error), self._secrets), maxsplit=1)[0]
-        error.args = (said.strip(" .")[:200],)
+        said = hide(str(error), self._secrets)
+        if any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", said) for one in self._secrets):
+            said = ""  # the password is an ordinary word, which is not blanked out
+        error.args = (_CLAUSE.split(said, maxsplit=1)[0].strip(" .")[:200],)
         return error
 
 

@@ -97,7 +97,8 @@ def _probe(client: Client, settings: Settings) -> Iterator[Any]:
     try:
         yield connection
     except (redis.RedisError, UnicodeError) as error:  # the latter: no name for a host
-        raise explained(error, settings) from error
+        login = "check REDIS_USERNAME, REDIS_PASSWORD and REDIS_DB"
+        raise explained(error, settings, otherwise=login) from error
     finally:
         connection.disconnect()
 

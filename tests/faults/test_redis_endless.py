@@ -73,3 +73,17 @@ def test_a_reply_without_end_ends_in_one_line(
     assert peak < 200 << 20
     assert str(raised.value).startswith("Redis (")
     assert "\n" not in str(raised.value)
+
+
+def test_a_batch_whose_replies_each_come_late_ends_in_one_line(mart: Mart, others: Others) -> None:
+    mart(MANY)
+    others.monkeypatch.setattr(resp, "REPLY_SECONDS", 0.5)
+
+    def late() -> Iterator[bytes]:
+        time.sleep(0.2)
+        yield b"+OK\r\n"
+
+    with within(HANG), others.fake({"SET": late}), pytest.raises(SyncError) as raised:
+        recommendations.sync()
+
+    assert "stopped with at least 0 of 1,500 keys written: Timeout" in str(raised.value)
