@@ -350,7 +350,7 @@ def test_an_empty_mart_is_refused(failing: Failing, mart: Mart) -> None:
     seen = command("etl.user_segments")
 
     assert isinstance(error, Refused)
-    assert str(error).startswith("refused: empty: the mart has no rows")
+    assert str(error).startswith("empty: the mart has no rows")
     assert seen.returncode == 3
 
 

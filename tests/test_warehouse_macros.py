@@ -53,7 +53,7 @@ SYNCS: dict[str, tuple[Callable[..., Any], type[dy.Schema]]] = {
 def functions() -> list[str]:
     """Every function that our SQL and our expressions call, macros of ours among them."""
     code = "\n".join(re.sub(r"--.*", "", path.read_text()) for path in SQL)
-    built = "\n".join(path.read_text() for path in (ROOT / "etl").glob("*.py"))
+    built = "\n".join(path.read_text() for path in (ROOT / "etl").rglob("*.py"))
     found = set(re.findall(r"\b([a-z_]\w*)\(", code))
     found |= set(re.findall(r'(?:FunctionExpression|_macro)\("(\w+)"', built))
     return sorted(found | set(TABLES))
