@@ -119,7 +119,9 @@ class Reader(BaseParser):
         parse: Any = self.parse_error
         error: redis.RedisError = parse(text)
         said = hide(str(error), self._secrets)
-        if any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", said) for one in self._secrets):
+        if isinstance(error, redis.AuthenticationError):
+            said = "the login was refused"  # alike for every password, also an ordinary word
+        elif any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", said) for one in self._secrets):
             said = ""  # the password is an ordinary word, which is not blanked out
         error.args = (_CLAUSE.split(said, maxsplit=1)[0].strip(" .")[:200],)
         return error

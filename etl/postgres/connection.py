@@ -93,8 +93,16 @@ class Connection:
         self._within_a_stop(self._raw.rollback)
 
     def close(self) -> None:
-        """End the session; what it did not commit is undone."""
-        self._within_a_stop(self._raw.close)
+        """End the session; what it did not commit is undone, and the next run may lock at once."""
+        self._within_a_stop(self._end)
+
+    def _end(self) -> None:
+        # The server lets go of the locks as well, but a moment after the client has gone.
+        with suppress(Exception):
+            self._raw.rollback()
+            rows(self._raw, queries.load("postgres", "unlock"), ())
+            self._raw.commit()
+        self._raw.close()
 
     def _wait_for(self, future: Future[_T]) -> _T:
         from adbc_driver_postgresql import dbapi

@@ -246,7 +246,7 @@ def test_a_refusal_fails_at_once_and_force_goes_past_it(
         "recommendations 0": DONE,
         "report": FAILED,
     }
-    assert "refused: empty: the mart has no rows" in ended.table[0]
+    assert "empty: the mart has no rows. Look at dbt" in ended.table[0]
     assert counts(select)["segments"] == 0
 
     assert airflow.dag_run(force=True).state == "success"
