@@ -22,8 +22,8 @@ NOT_TOLD = {
     "name": "orjson",
     "skip_reason": "Dependency not found on PyPI and could not be audited",
 }
-UNRESOLVED = "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='index.example', port=443)"
-REFUSED = "requests.exceptions.ProxyError: HTTPSConnectionPool(host='index.example', port=443)"
+UNRESOLVED = "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='index', port=443)"
+REFUSED = "requests.exceptions.ProxyError: HTTPSConnectionPool(host='index', port=443)"
 SLOW = "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed"
 BROKEN = "ERROR:pip_audit._cli:package certifi has duplicate requirements"
 
