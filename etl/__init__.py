@@ -18,4 +18,4 @@ _MODULE = "".join(sys.orig_argv[-len(sys.argv) :][:1]) if sys.argv[:1] == ["-m"]
 if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
     from etl.plumbing import signals
 
-    signals.end_at_once()
+    signals.install_exiting()

@@ -22,8 +22,12 @@ class SyncError(Exception):
     sqlstate: str | None = None  # what Postgres calls it
 
 
-class Lost(SyncError):  # noqa: N818  (it may come back)
+class ConnectionLost(SyncError):  # noqa: N818  (it may come back)
     """A server cannot be reached, or not for now; the same may succeed in a moment."""
+
+
+class AlreadyRunning(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
+    """Another run holds the lock."""
 
 
 class UsageError(SyncError):
@@ -39,7 +43,7 @@ class Refused(SyncError):  # noqa: N818  (a refusal is an outcome, not a defect)
     status = "refused"
 
 
-class Stopped(BaseException):
+class Cancelled(BaseException):
     """A signal ended the run; not an Exception, so that nothing on the way mistakes it for one."""
 
     status = "cancelled"

@@ -1,4 +1,4 @@
-"""What a sync is asked (Options)."""
+"""What a sync is asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class Options:
     force: bool = False
     delete_missing: bool = False
     wait: float = 0
-    shards: int = 1
     shard: tuple[int, int] | None = None
     name_users: bool = False
 
@@ -26,24 +25,8 @@ class Options:
                 raise UsageError(f"{name} must be True or False, not {value!r}")
         if not _is_number(self.wait) or self.wait < 0:
             raise UsageError(f"wait must be a number of seconds, not {self.wait!r}")
-        if not _is_count(self.shards) or self.shards < 1:
-            raise UsageError(f"shards must be a whole number from 1 on, not {self.shards!r}")
         if self.shard is not None and not _is_shard(self.shard):
             raise UsageError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
-        if self.shard is not None and self.shards > 1:
-            raise UsageError("shard loads one shard, shards walks all of them: give one of the two")
-
-    @property
-    def walk(self) -> list[tuple[int, int]]:
-        """The shards to load, one after the other."""
-        if self.shard is not None:
-            return [(int(self.shard[0]), int(self.shard[1]))]
-        return [(index, self.shards) for index in range(self.shards)]
-
-    @property
-    def part(self) -> tuple[int, int] | None:
-        """The one shard asked for; None when the run covers the whole mart."""
-        return self.walk[0] if self.shard is not None else None
 
 
 def _is_number(value: object) -> bool:

@@ -45,11 +45,12 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     import orjson
 
     from etl import postgres
+    from etl.mail.rules import limits
     from etl.postgres import trust
 
     _check(days)
     settings = Settings.from_environment()
-    rules = orjson.dumps(_rules()).decode()
+    rules = orjson.dumps(limits()).decode()
     hours = (settings.email_min_gap_hours, settings.guard_max_age_hours)
     with postgres.session(settings, "etl.prune") as connection:
         trust.check(connection, settings)
@@ -80,19 +81,6 @@ def _drop(connection: Connection, table: str, what: str, *parameters: Any) -> in
 def _check(days: object) -> None:
     if isinstance(days, bool) or not isinstance(days, int | float) or not 1 <= days <= 36_500:
         raise UsageError(f"--days takes a number of days from 1 on, not {days!r}")
-
-
-def _rules() -> list[dict[str, object]]:
-    from etl.email_triggers import RULES
-
-    return [
-        {
-            "template": rule.template,
-            "max_age": rule.max_age.total_seconds(),
-            "cooldown": None if rule.cooldown is None else rule.cooldown.total_seconds(),
-        }
-        for rule in RULES
-    ]
 
 
 def _run(flags: Flags) -> int:

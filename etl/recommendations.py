@@ -16,25 +16,23 @@ from etl import cache
 from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
-from etl.run.contract import KEY
+from etl.run.contract import USER_ID_RULES
 from etl.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pyarrow as pa
-
     from etl.cache.writer import Batch
 
-TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
+TTL_SECONDS = 24 * 60 * 60  # renewed at every run, also where the value stays the same
 MIN_SCORE = Settings.reco_min_score  # a destination must score above this (RECO_MIN_SCORE)
-MOST = 10  # destinations of one user
+MAX_DESTINATIONS = 10  # destinations of one user
 
 
 class Recommendation(dy.Schema):
     """One row of the mart, as sql/warehouse/recommendations.sql hands it over."""
 
-    user_id = dy.String(primary_key=True, min_length=1, check=KEY)
+    user_id = dy.String(primary_key=True, min_length=1, check=USER_ID_RULES)
     destination = dy.String(primary_key=True, min_length=1)
     score = dy.Float64(nullable=False, min=0, max=1)
     rank = dy.Int64(nullable=True, min=1)
@@ -48,7 +46,6 @@ def sync(
     dry_run: bool = False,
     force: bool = False,
     wait: float = 0,
-    shards: int = 1,
     shard: tuple[int, int] | None = None,
 ) -> SyncResult:
     """Bring the keys reco:* up to the mart.
@@ -57,7 +54,6 @@ def sync(
         dry_run: only read, and count the keys that would be new, changed or the same.
         force: go past the guards.
         wait: seconds to wait for another run of this sync before giving up.
-        shards: walk the mart in this many hash shards, one after the other, to bound memory.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
 
     Returns:
@@ -67,19 +63,24 @@ def sync(
     Raises:
         SyncError: not every key was written; the message says why, `.result` what was known.
     """
-    options = Options(dry_run, force, wait=wait, shards=shards, shard=shard)
+    options = Options(dry_run, force, wait=wait, shard=shard)
     return execute("recommendations", load, options, needs_postgres=False)
 
 
 def load(run: Run) -> None:
-    """Fetch, check and reshape; let the guards judge before the first key is sent."""
-    recommendations, below = _read(run)
-    keys = sum(map(len, recommendations))
+    """Read, check and reshape; let the guards look before the first key is sent."""
+    min_score, below = run.settings.reco_min_score, 0
+
+    def reshape(mart: pl.DataFrame) -> pl.DataFrame:
+        nonlocal below
+        below += int((mart["score"] <= min_score).sum())
+        return transform(mart, min_score=min_score)
+
+    recommendations = run.read(Recommendation, reshape)
     run.count({"below_threshold": below})
-    run.expect(keys)
-    run.lasts(TTL)
-    run.judge()
-    batches = (batch for part in recommendations for batch in values(pl.DataFrame(part)))
+    run.expect_keys(recommendations.rows, TTL_SECONDS)
+    run.check_guards()
+    batches = (batch for rows in recommendations.frames() for batch in to_key_values(rows))
     with cache.connect(run.settings) as client:
         if not run.options.dry_run:
             run.count({"written": 0})
@@ -87,28 +88,16 @@ def load(run: Run) -> None:
         if run.options.dry_run:
             run.count(cache.compare(client, batches, run.settings))
         else:
-            _write(run, client, batches, keys)
-
-
-def _read(run: Run) -> tuple[list[pa.Table], int]:
-    """What `transform` makes of the mart's parts, and how many rows score too low for it."""
-    min_score = run.settings.reco_min_score
-    below = []
-
-    def reshape(mart: pl.DataFrame) -> pl.DataFrame:
-        below.append(int((mart["score"] <= min_score).sum()))
-        return transform(mart, min_score=min_score)
-
-    return list(run.read(Recommendation, reshape)), sum(below)
+            _write(run, client, batches, recommendations.rows)
 
 
 def _write(run: Run, client: cache.Client, batches: Iterator[Batch], keys: int) -> None:
-    """Write the keys of this shard, then read back some of all that are written so far."""
-    of_this_shard = max(cache.SAMPLE_KEYS // len(run.options.walk), 1)
-    batches = cache.sampled(batches, keys, of_this_shard, run.sample)
-    for written in cache.write(client, batches, keys, TTL, run.settings):
+    """Write the keys, then read back a sample of them."""
+    sample: list[str] = []
+    batches = cache.sampled(batches, keys, cache.SAMPLE_KEYS, sample)
+    for written in cache.write(client, batches, keys, TTL_SECONDS, run.settings):
         run.count({"written": written})
-    if unseen := cache.read_back(client, run.sample, run.settings):
+    if unseen := cache.read_back(client, sample, run.settings):
         run.warnings["keys.unseen"] = unseen
 
 
@@ -131,12 +120,12 @@ def transform(mart: pl.DataFrame, *, min_score: float = MIN_SCORE) -> pl.DataFra
         .sort(order, descending=[False, False, True, False], nulls_last=True)
     )
     return best_first.group_by("user_id", maintain_order=True).agg(
-        destinations=pl.col("destination").head(MOST),
-        score=pl.col("score").head(MOST).mean().round(4),
+        destinations=pl.col("destination").head(MAX_DESTINATIONS),
+        score=pl.col("score").head(MAX_DESTINATIONS).mean().round(4),
     )
 
 
-def values(recommendations: pl.DataFrame) -> Iterator[Batch]:
+def to_key_values(recommendations: pl.DataFrame) -> Iterator[Batch]:
     """Build the keys and their JSON values, a batch at a time, from what `transform` returns."""
     for part in recommendations.iter_slices(cache.BATCH_KEYS):
         columns = (part[name].to_list() for name in ("user_id", "destinations", "score"))

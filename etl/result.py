@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import NotRequired, TypedDict
 
 # What a result counts: every sync, and some syncs beside.
-COMMON = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
-EXTRA = {
+COMMON_COUNTS = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
+EXTRA_COUNTS = {
     "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
     "recommendations": ("written", "below_threshold"),
 }
 
 
-def counted(sync: str) -> tuple[str, ...]:
+def count_names(sync: str) -> tuple[str, ...]:
     """The names of what a sync counts, in the order of telling."""
-    return (*COMMON, *EXTRA.get(sync, ()))
+    return (*COMMON_COUNTS, *EXTRA_COUNTS.get(sync, ()))
 
 
 class Outcome(TypedDict):

@@ -5,10 +5,6 @@ Sales and support see each user's segment there. One transaction; safe to run tw
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import and_
-from typing import TYPE_CHECKING
-
 import dataframely as dy
 import polars as pl
 
@@ -17,27 +13,21 @@ from etl.errors import SyncError
 from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
-from etl.run.contract import KEY, no_nul
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+from etl.run.contract import USER_ID_RULES, without_nul
 
 _MERGE = postgres.Merge(
     "user_segments",
     "crm.user_segments",
-    frozenset({"inserted", "updated", "moved", "target_rows"}),
+    frozenset({"inserted", "updated", "moved"}),
 )
-_MIRROR = postgres.Merge(
-    "user_segments_mirror", "crm.user_segments", frozenset({"deleted", "target_rows"})
-)
+_MIRROR = postgres.Merge("user_segments_mirror", "crm.user_segments", frozenset({"deleted"}))
 
 
 class UserSegment(dy.Schema):
     """One row of the mart, as sql/warehouse/user_segments.sql hands it over."""
 
-    user_id = dy.String(primary_key=True, min_length=1, check=KEY)
-    segment = dy.String(nullable=False, min_length=1, check={"nul": no_nul})
+    user_id = dy.String(primary_key=True, min_length=1, check=USER_ID_RULES)
+    segment = dy.String(nullable=False, min_length=1, check={"nul": without_nul})
     total_searches = dy.Int64(nullable=False, min=0)
     total_conversions = dy.Int64(nullable=False, min=0)
     lifetime_value = dy.Decimal(precision=14, scale=2, nullable=False, min=0)
@@ -52,7 +42,6 @@ def sync(
     force: bool = False,
     delete_missing: bool = False,
     wait: float = 0,
-    shards: int = 1,
     shard: tuple[int, int] | None = None,
 ) -> SyncResult:
     """Bring crm.user_segments up to the mart.
@@ -62,40 +51,31 @@ def sync(
         force: go past the guards.
         delete_missing: also delete the users who left the mart.
         wait: seconds to wait for another run of this sync before giving up.
-        shards: walk the mart in this many hash shards, one after the other, to bound memory.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
 
     Returns:
         Counts of users: extracted = rejected + inserted + updated + unchanged.
 
     Raises:
-        SyncError: nothing was changed, or with `shards` only the first so many of them, as the
-            message says; `.result` has what was known.
+        SyncError: nothing was changed; the message says why, `.result` what was known.
     """
-    return execute(
-        "user_segments", load, Options(dry_run, force, delete_missing, wait, shards, shard)
-    )
+    return execute("user_segments", load, Options(dry_run, force, delete_missing, wait, shard))
 
 
 def load(run: Run) -> None:
-    """Fetch, check, reshape, stage and merge; `execute` judges and commits."""
-    # The mirror wants to see everybody who is in the mart.
-    known = None if run.options.delete_missing else run.known("crm.user_segments")
-    # In the order of the key, in which its index is quickest to fill.
-    segments = run.read(UserSegment, lambda mart: transform(mart).sort("user_id"))
-    changes: Iterable[pl.DataFrame]
-    if known:
-        read, target = list(segments), known()
-        changes = (different(pl.DataFrame(part), target) for part in read)
-    else:
-        changes = map(pl.DataFrame, segments)
-    postgres.stage_parts(run.postgres, "staging", changes)
+    """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
+    reading = run.read_target("crm.user_segments", UserSegment)  # while the mart is read
+    segments = run.read(UserSegment, transform)
+    target = reading.result() if reading else None
+    run.stage("staging", segments, target)
     merged = _merge(run)
-    accepted = run.counts["extracted"] - run.counts["rejected"]
-    run.count({**merged, "unchanged": accepted - merged["inserted"] - merged["updated"]})
-    if run.options.delete_missing:
-        postgres.stage(run.postgres, "rejected", run.rejected_users())
-        run.count(postgres.merge(run.postgres, _MIRROR, *run.shard, merged["inserted"]))
+    run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
+    if target is None and merged["moved"]:  # or the guard would have nothing to compare it with
+        (now,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
+        run.count({"target_rows": now["rows"] - merged["inserted"]})
+    if target is not None and run.options.delete_missing:
+        run.stage_missing("gone", target, segments)
+        run.count(run.merge(_MIRROR))
 
 
 def transform(mart: pl.DataFrame) -> pl.DataFrame:
@@ -117,45 +97,16 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def different(segments: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    """The segments that are not known just so: most days few, and only they need be staged.
-
-    Args:
-        segments: what `transform` returns.
-        known: the same columns of the target, money as f64.
-
-    Returns:
-        Rows of `segments`, in their order.
-    """
-    # A join by hashes, then a look at the rows themselves, takes a third of the memory of a join.
-    key = pl.col("user_id").hash().alias("key")
-    twins = (
-        known.select(key)
-        .with_row_index("known")
-        .join(segments.select(key).with_row_index("row"), on="key")
-    )
-    same = (
-        segments[name]
-        .gather(twins["row"])
-        .cast(known[name].dtype)
-        .eq_missing(known[name].gather(twins["known"]))
-        for name in segments.columns
-    )
-    unchanged = twins["row"].filter(reduce(and_, same))
-    return segments.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(unchanged.implode()))
-
-
 def _merge(run: Run) -> dict[str, int]:
-    """Merge what is staged: new users by a plain INSERT, if that goes through."""
-    run.postgres.commit()  # only what is staged: it is to outlive a merge that fails
+    """Merge what is staged: new users by a plain INSERT, which costs half of ON CONFLICT."""
     try:
-        return postgres.merge(run.postgres, _MERGE, *run.shard, True)
+        with run.savepoint():
+            return run.merge(_MERGE, True)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
-    # Another session has just added a user who was new to us: now every row goes by ON CONFLICT.
-    run.postgres.rollback()
-    return postgres.merge(run.postgres, _MERGE, *run.shard, False)
+    # Another session has just added a user who was new to us.
+    return run.merge(_MERGE, False)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from pace import HANG
 
 from etl import postgres
 from etl.options import Options
+from etl.result import count_names
 from etl.run import ledger
-from etl.run.state import Run
+from etl.run.context import Job, Run
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ def as_superuser(servers: Servers, *statements: str) -> None:
         for statement in statements:
             postgres.execute(connection, statement)
         connection.commit()
+
+
+def in_shards(sync: Callable[..., Any], shards: int, **options: Any) -> Any:
+    """Run every shard of a sync, as a scheduler does; the result has the counts of all."""
+    if shards == 1:
+        return dict(sync(**options))
+    results = [sync(**options, shard=(index, shards)) for index in range(shards)]
+    whole = dict(results[0])
+    for name in count_names(whole["sync"]):
+        counts = [result[name] for result in results]
+        whole[name] = None if None in counts else sum(counts)
+    return whole
 
 
 def last_run(select: Select, sync: str = "user_segments") -> dict[str, Any]:
@@ -120,7 +133,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 def lock_held(sync: str, shard: tuple[int, int] | None = None) -> Iterator[None]:
     """The lock of a run that is under way."""
     settings = Settings.from_environment()
-    run = Run(sync, settings, Options(shard=shard))
+    run = Run(Job(sync, settings, Options(shard=shard)))
     run.connection = postgres.connect(settings, f"etl.{sync}")
     ledger.lock(run)
     try:

@@ -48,8 +48,9 @@ def accept(tmp_path: Path) -> Accept:
             )
         schema = type("Contract", (Least,), {"x": column})
         settings = Settings(duckdb_path=str(path), etl_sql_dir=str(tmp_path))
-        read = warehouse.read("one", schema, settings)
-        good, rejects = contract.accept(schema, read.table, 10)
+        validator = contract.Validator(schema, 10, dt.datetime.now(dt.UTC))
+        good = validator.valid_rows(warehouse.read("one", schema, settings))
+        rejects = validator.rejects()
         assert good.schema["x"] == column.dtype
         return good["x"].to_list(), rejects
 
@@ -178,6 +179,6 @@ def test_a_contract_without_a_key_or_a_build_time_is_told(absent: set[str]) -> N
     schema = type("Contract", (dy.Schema,), fields)
 
     with duckdb.connect() as connection, pytest.raises(SyncError) as raised:
-        casts.check(connection.sql("SELECT 1 AS x"), schema, "one.sql")
+        casts.check_columns(connection.sql("SELECT 1 AS x"), schema, "one.sql")
 
     assert str(raised.value) == f"Contract: declare {' and '.join(sorted(absent))} as well"

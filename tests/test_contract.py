@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl import email_triggers, recommendations, user_segments, warehouse
-from etl.email_triggers import Audience
+from etl.email_triggers import EmailCandidate
 from etl.recommendations import Recommendation
 from etl.run import contract
 from etl.run.contract import Rejects
@@ -255,7 +255,7 @@ def test_money_beyond_its_column_is_set_aside(value: str) -> None:
 def test_a_moment_no_calendar_holds_is_set_aside(moment: str) -> None:
     mart = user_with(first_seen_at=moment, last_seen_at=moment, segmented_at=moment)
 
-    good, rejects = accepted(Audience, mart, sync="email_triggers")
+    good, rejects = accepted(EmailCandidate, mart, sync="email_triggers")
 
     assert good["user_id"].to_list() == ["good"]
     moments = ("built_at", "first_seen_at", "last_seen_at")
@@ -264,12 +264,15 @@ def test_a_moment_no_calendar_holds_is_set_aside(moment: str) -> None:
     assert all(kept[name].startswith(moment.split("'")[1]) for name in moments)
 
 
-def test_a_mart_built_at_no_moment_at_all_still_reads(mart: Mart) -> None:
+def test_a_mart_built_at_no_moment_at_all_still_reads(mart: Mart, tmp_path: Path) -> None:
     mart(user_with(segmented_at="TIMESTAMPTZ 'infinity'"))
 
-    read = warehouse.read("user_segments", UserSegment, Settings.from_environment(), (0, 2))
-
-    assert (read.rows, read.built_at) == (2, None)
+    now = dt.datetime.now(dt.UTC)
+    settings, shard = Settings.from_environment(), (0, 2)
+    with warehouse.open_mart(
+        "user_segments", UserSegment, settings, shard, spill=tmp_path, now=now
+    ) as read:
+        assert read.stats == warehouse.Stats(rows=2, built_at=None)
 
 
 def test_a_duplicated_user_is_set_aside_whole(mart: Mart, select: Select) -> None:
@@ -290,10 +293,10 @@ def test_a_duplicated_user_is_set_aside_whole(mart: Mart, select: Select) -> Non
     kept = select("SELECT key, reasons FROM etl.rejected_rows ORDER BY id")
     assert select("SELECT user_id FROM crm.user_segments") == [{"user_id": "once"}]
     assert [(row["key"], sorted(row["reasons"])) for row in kept] == [
-        ("twice", ["duplicate"]),
-        ("twice", ["duplicate"]),
         ("half bad", ["duplicate"]),
         ("half bad", ["duplicate", "segment:null"]),
+        ("twice", ["duplicate"]),
+        ("twice", ["duplicate"]),
         (None, ["user_id:null"]),
         (None, ["user_id:null"]),
     ]
@@ -330,9 +333,10 @@ def test_exactly_the_keys_that_come_once_are_good(pairs: list[tuple[str, str]]) 
         },
         schema=Recommendation.create_empty().schema,
         strict=False,
-    ).to_arrow()
+    )
 
-    good, rejects = contract.accept(Recommendation, table, limit=2)
+    validator = contract.Validator(Recommendation, 2, dt.datetime.now(dt.UTC))
+    good, rejects = validator.valid_rows(table), validator.rejects()
 
     assert sorted(good.select("user_id", "destination").rows()) == sorted(once)
     assert rejects.total == len(pairs) - len(once)
@@ -571,7 +575,7 @@ def test_the_required_columns_of_recommendations_are_enough(
 )
 @pytest.mark.usefixtures("new_york")
 def test_a_moment_without_a_zone_is_utc_wherever_the_machine_is(moment: str, utc: str) -> None:
-    good, rejects = accepted(Audience, user_with(last_seen_at=moment), sync="email_triggers")
+    good, rejects = accepted(EmailCandidate, user_with(last_seen_at=moment), sync="email_triggers")
 
     assert rejects.total == 0
     assert good["last_seen_at"][0] == dt.datetime.fromisoformat(utc).replace(tzinfo=dt.UTC)
@@ -656,9 +660,9 @@ def accepted(
         with duckdb.connect(path) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute(mart)
-        read = warehouse.read(sync, schema, Settings(duckdb_path=str(path)))
-    good, rejects = contract.accept(schema, read.table, limit=100)
-    return good, rejects
+        frame = warehouse.read(sync, schema, Settings(duckdb_path=str(path)))
+    validator = contract.Validator(schema, 100, dt.datetime.now(dt.UTC))
+    return validator.valid_rows(frame), validator.rejects()
 
 
 def kept_reasons(select: Select) -> dict[str | None, list[str]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import segments
 from destinations import Mart, Select, digest, execute, last_run
 from test_email_histories import during_the_merge
 
-from etl import email_triggers, postgres, prune, user_segments
+from etl import email_triggers, postgres, prune, user_segments, warehouse
 from etl.errors import SyncError
 from etl.plumbing import queries
 from etl.settings import Settings
@@ -83,7 +85,10 @@ def test_a_user_who_appears_during_the_merge_counts_as_updated(database: Connect
         pl.lit(0, pl.Int64).alias("total_conversions"),
         pl.lit(0).cast(pl.Decimal(14, 2)).alias("lifetime_value"),
     )
-    postgres.stage(database, "staging", frame)
+    table = frame.to_arrow()
+    postgres.copy_to_temp(
+        database, "staging", warehouse.Batches(table.schema, iter(table.to_batches()))
+    )
     with postgres.session(Settings.from_environment(), "tests") as other:
         postgres.execute(
             other,
@@ -92,7 +97,7 @@ def test_a_user_who_appears_during_the_merge_counts_as_updated(database: Connect
             " VALUES ('b', 'new_user', 1, 0, 0, now() - interval '1 day')",
         )
         with ThreadPoolExecutor() as pool:
-            merging = pool.submit(postgres.merge, database, user_segments._MERGE, 0, 1, False)
+            merging = pool.submit(postgres.merge, database, user_segments._MERGE, False)
             waits = "SELECT FROM pg_catalog.pg_locks WHERE NOT granted"
             while not postgres.select(other, waits):
                 assert not merging.done()
@@ -244,7 +249,7 @@ RENAMED = [
     ("user_segments", "AS moved", "AS moving", "moved is missing, moving is"),
     ("user_segments", "AS updated,", "AS updated, 1 AS more,", "more is not known"),
     ("user_segments", "AS unwritten", "AS gone", "unwritten is missing"),
-    ("user_segments", "AS target_rows", "AS rows", "target_rows is missing"),
+    ("user_segments", ") AS updated,\n    count", ") AS changed,\n    count", "updated is missing"),
     ("user_segments_mirror", "AS deleted", "AS removed", "deleted is missing"),
     ("email_triggers", "AS queued", "AS adding", "queued is missing"),
     ("email_triggers", "    withdrawn,\n", "    NULL AS withdrawn,\n", "withdrawn is null"),
@@ -267,18 +272,25 @@ def test_counts_have_the_names_that_the_run_expects(
 
     assert f"sql/postgres/{file}.sql: wrong counts: " in error
     assert said in error
-    assert not select("SELECT FROM crm.user_segments UNION ALL SELECT FROM crm.email_queue")
+    assert not select("SELECT FROM crm.user_segments")
+    assert not select("SELECT user_id, template, status, created_at FROM crm.email_queue")
 
 
-def test_more_or_fewer_rows_than_were_sent_are_noticed(database: Connection) -> None:
-    class Longer(pl.DataFrame):
-        """A frame that believes in one row more."""
+def test_more_or_fewer_rows_than_were_sent_are_noticed(
+    database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = pa.record_batch({"user_id": ["a"]})
 
-        def __len__(self) -> int:
-            return super().__len__() + 1
+    def twice(sent: Any) -> Any:
+        """The driver is handed one more than was counted."""
+        yield from (*sent, batch)
 
-    with pytest.raises(SyncError, match="2 rows were sent and 1 taken"):
-        postgres.stage_parts(database, "staging", [Longer({"user_id": ["a"]})])
+    from_batches = pa.RecordBatchReader.from_batches
+    reader = SimpleNamespace(from_batches=lambda schema, sent: from_batches(schema, twice(sent)))
+    monkeypatch.setattr("etl.postgres.copy.pa", SimpleNamespace(RecordBatchReader=reader))
+
+    with pytest.raises(SyncError, match="1 rows were sent and 2 taken"):
+        postgres.copy_to_temp(database, "staging", warehouse.Batches(batch.schema, iter([batch])))
 
 
 # Helpers

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 from conftest import ROOT
+from destinations import in_shards
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 from polars.testing import assert_frame_equal
 
-from etl import email_triggers, postgres, warehouse
-from etl.email_triggers import EVER, RULES, Rule, transform
+from etl import email_triggers, postgres
+from etl.email_triggers import transform
+from etl.mail import rules
+from etl.mail.rules import NO_EPISODE_DATE, RULES, Rule
+from etl.warehouse import stream
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
@@ -101,38 +105,41 @@ def test_a_mart_without_visits_has_one_episode_for_ever(
     mart("ALTER TABLE mart_user_segments DROP COLUMN first_seen_at")
     mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
 
-    first = email_triggers.sync(shards=2)
-    warnings = [record for record in caplog.records if "lasting" in record.message]
+    first = email_triggers.sync()
+    warnings = [record for record in caplog.records if "defaulted" in record.message]
     again = email_triggers.sync()
 
     assert counts(first) == {"inserted": 3}
     assert counts(again) == {"unchanged": 3}
     assert select(
         "SELECT DISTINCT episode_at, payload->>'last_seen_at' AS seen FROM crm.email_queue"
-    ) == [{"episode_at": EVER, "seen": None}]
+    ) == [{"episode_at": NO_EPISODE_DATE, "seen": None}]
     assert len(warnings) == 1
 
 
-def test_a_mart_read_in_parts_queues_the_same(
+def test_a_mart_read_in_batches_queues_the_same(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 5)
-    monkeypatch.setattr(postgres, "COPY_ROWS", 3)
-    mart(audience(*(user(f"u{n:02}", "at_risk") for n in range(20))))
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    mart(
+        audience(user("u", "at_risk")),
+        "INSERT INTO mart_user_segments SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(9999) AS r(n)",
+    )
     first = email_triggers.sync()
     mart(
-        "UPDATE mart_user_segments SET segment = 'regular' WHERE user_id = 'u03'",
-        "DELETE FROM mart_user_segments WHERE user_id = 'u07'",
+        "UPDATE mart_user_segments SET segment = 'regular' WHERE user_id = 'u3'",
+        "DELETE FROM mart_user_segments WHERE user_id = 'u7777'",
     )
     second = email_triggers.sync()
 
-    assert counts(first) == {"inserted": 20}
-    assert counts(second) == {"unchanged": 18, "cancelled": 2}
+    assert counts(first) == {"inserted": 10_000}
+    assert counts(second) == {"unchanged": 9_998, "cancelled": 2}
     assert select(
         "SELECT user_id, reason FROM crm.email_queue WHERE status = 'cancelled' ORDER BY 1"
     ) == [
-        {"user_id": "u03", "reason": "left_segment"},
-        {"user_id": "u07", "reason": "left_mart"},
+        {"user_id": "u3", "reason": "left_segment"},
+        {"user_id": "u7777", "reason": "left_mart"},
     ]
 
 
@@ -202,7 +209,7 @@ def test_a_waiting_mail_takes_over_a_new_priority(
     mart(audience(user("ann", "at_risk")))
     email_triggers.sync()
 
-    monkeypatch.setattr(email_triggers, "RULES", [replace(rule, priority=7) for rule in RULES])
+    monkeypatch.setattr(rules, "RULES", [replace(rule, priority=7) for rule in RULES])
 
     assert counts(email_triggers.sync()) == {"updated": 1}
     assert select("SELECT priority FROM crm.email_queue") == [{"priority": 7}]
@@ -475,7 +482,7 @@ def test_shards_together_do_what_a_whole_run_does(
     mart(audience(*(user(name, "at_risk", searches=9) for name in names[:15])))
 
     parts = [email_triggers.sync(shard=(index, 3), dry_run=True) for index in range(3)]
-    walked = email_triggers.sync(shards=3)
+    walked = in_shards(email_triggers.sync, 3)
 
     assert counts(whole) == {"inserted": 20}
     assert counts(walked) == {"updated": 15, "cancelled": 5}
@@ -528,7 +535,7 @@ def test_a_new_template_is_a_new_rule_and_nothing_else(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = Rule("regular", "digest", 5, "first_seen_at", 9 * DAY, DAY, ("first_seen_at",))
-    monkeypatch.setattr(email_triggers, "RULES", (*RULES, digest))
+    monkeypatch.setattr(rules, "RULES", (*RULES, digest))
     mart(audience(user("ann", "regular", first=NOW - DAY)))
 
     email_triggers.sync()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, dump, execute, last_run
+from destinations import Mart, Select, digest, dump, execute, in_shards, last_run
 
 from etl import email_triggers, recommendations, user_segments
 from etl.errors import Refused
 from etl.run import guards
-from etl.run.guards import Figures
+from etl.run.guards import Metrics
 from etl.settings import Settings
 
 Sql = tuple[str, ...]
@@ -129,25 +129,11 @@ def test_guards_of_the_mart_look_at_the_whole_of_it_when_it_is_walked_in_shards(
     mart(users(49))
 
     with pytest.raises(Refused, match=r"shrunk: the mart has 49 rows, 100 at the last ok run"):
-        user_segments.sync(shards=4)
+        in_shards(user_segments.sync, 4)
     assert last_run(select)["mart_rows"] == 49
 
     mart(users(51))
-    assert user_segments.sync(shards=4)["extracted"] == 51
-
-
-def test_a_shrunk_mart_is_measured_at_the_last_run_and_not_at_the_shard_before(
-    mart: Mart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mart(users(100))
-    user_segments.sync()
-    mart(users(40))
-    seen = []
-    monkeypatch.setattr(guards, "judge", lambda figures, _: seen.append(figures))
-
-    user_segments.sync(shards=3)
-
-    assert [figures.previous_mart_rows for figures in seen] == [100, 100, 100]
+    assert in_shards(user_segments.sync, 4)["extracted"] == 51
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -157,11 +143,11 @@ def test_churn_and_deletes_are_found_in_shards_as_in_the_whole(mart: Mart, shard
 
     mart(users(2_000, "at_risk"))
     with pytest.raises(Refused, match="churn: "):
-        user_segments.sync(shards=shards)
+        in_shards(user_segments.sync, shards)
 
     mart(users(1_600))
     with pytest.raises(Refused, match="deletes: "):
-        user_segments.sync(delete_missing=True, shards=shards)
+        in_shards(user_segments.sync, shards, delete_missing=True)
 
 
 def test_deletes_and_churn_are_both_judged_by_the_target_as_it_was(mart: Mart) -> None:
@@ -189,67 +175,51 @@ def test_cancels_by_suppression_or_by_a_newer_visit_are_no_wipe(mart: Mart) -> N
     assert (result["status"], result["cancelled"], result["inserted"]) == ("ok", 300, 150)
 
 
-def test_a_refused_shard_says_what_was_loaded_before_it(mart: Mart, select: Select) -> None:
-    # Of two shards the first is sound; all of the rejected users are in the second.
-    second = "('0x' || substr(md5(user_id), 1, 8))::UINTEGER % 2 = 1"
-    mart(users(100), f"UPDATE mart_user_segments SET lifetime_searches = -1 WHERE {second}")
-
-    with pytest.raises(
-        Refused, match="1 of 2 shards are loaded and stay; of the next: rejects: "
-    ) as refusal:
-        user_segments.sync(shards=2)
-    assert refusal.value.result is not None
-    assert refusal.value.result["extracted"] == 100
-
-    (loaded,) = select("SELECT count(*) AS users FROM crm.user_segments")
-    assert 0 < loaded["users"] < 100
-
-
 @pytest.mark.parametrize(
     ("setting", "figures"),
     [
-        ("guard_max_shrink", Figures(previous_mart_rows=10, mart_rows=7)),
-        ("guard_max_rejected", Figures(extracted=10, rejected=3)),
-        ("guard_max_delete", Figures(target_rows=10, deleted=3)),
-        ("guard_max_change", Figures(target_rows=2_000, moved=600)),
-        ("guard_max_mails", Figures(queue_rows=1_001, extracted=10, queued=3)),
-        ("guard_max_cancel", Figures(pending=1_000, withdrawn=300)),
+        ("guard_max_shrink", Metrics(previous_mart_rows=10, mart_rows=7)),
+        ("guard_max_rejected", Metrics(extracted=10, rejected=3)),
+        ("guard_max_delete", Metrics(target_rows=10, deleted=3)),
+        ("guard_max_change", Metrics(target_rows=2_000, moved=600)),
+        ("guard_max_mails", Metrics(queue_rows=1_001, extracted=10, queued=3)),
+        ("guard_max_cancel", Metrics(pending=1_000, withdrawn=300)),
     ],
 )
-def test_a_setting_is_the_part_that_is_still_allowed(setting: str, figures: Figures) -> None:
+def test_a_setting_is_the_part_that_is_still_allowed(setting: str, figures: Metrics) -> None:
     figures.mart_rows = figures.mart_rows or 10
     enough: dict[str, Any] = {setting: 0.3}
     too_little: dict[str, Any] = {setting: 0.29}
 
-    guards.judge(figures, Settings(**enough))
+    guards.check(figures, Settings(**enough))
     with pytest.raises(Refused, match=rf"\({setting.upper()}=0.29\)"):
-        guards.judge(figures, Settings(**too_little))
+        guards.check(figures, Settings(**too_little))
 
 
 def test_a_mart_may_be_as_old_as_the_setting_says() -> None:
     built_at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=10)
-    figures = Figures(mart_rows=1, built_at=built_at)
-    guards.judge(figures, Settings(guard_max_age_hours=10.1))
+    figures = Metrics(mart_rows=1, built_at=built_at)
+    guards.check(figures, Settings(guard_max_age_hours=10.1))
 
     with pytest.raises(Refused, match=r"built 10 hours ago, .* UTC \(GUARD_MAX_AGE_HOURS=9.9\)"):
-        guards.judge(figures, Settings(guard_max_age_hours=9.9))
+        guards.check(figures, Settings(guard_max_age_hours=9.9))
 
 
 def test_a_small_target_may_change_and_few_mails_may_be_cancelled() -> None:
-    small = Figures(
+    small = Metrics(
         mart_rows=1, target_rows=1_000, moved=1_000, queue_rows=1_000, extracted=1, queued=1
     )
-    few = Figures(mart_rows=1, pending=100, withdrawn=100)
+    few = Metrics(mart_rows=1, pending=100, withdrawn=100)
 
     assert (refusal(small), refusal(few)) == (None, None)
     assert refusal(replace(small, target_rows=1_001, queue_rows=1_001)) is not None
     assert refusal(replace(few, pending=101, withdrawn=101)) is not None
 
 
-def refusal(figures: Figures) -> str | None:
+def refusal(figures: Metrics) -> str | None:
     """What the guards say of figures under the default settings."""
     try:
-        guards.judge(figures, Settings())
+        guards.check(figures, Settings())
     except Refused as refused:
         return str(refused)
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import signal
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,13 +20,13 @@ from etl import (
     postgres,
     recommendations,
     user_segments,
-    warehouse,
 )
-from etl.errors import Refused, SyncError
+from etl.errors import AlreadyRunning, Refused, SyncError
 from etl.options import Options
 from etl.run import ledger
-from etl.run.state import Run
+from etl.run.context import Job, Run
 from etl.settings import Settings
+from etl.warehouse import stream
 
 COUNTS = ("mart_rows", "extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
 
@@ -145,17 +144,21 @@ def test_a_refused_run_keeps_its_rejects_by_every_reason(mart: Mart, select: Sel
     assert bad == {"v": "0.50"}
 
 
-@pytest.mark.parametrize("shards", [1, 3])
 def test_rejects_are_kept_up_to_the_limit_of_a_run_and_counted_to_the_last(
-    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, shards: int
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REJECT_LIMIT", "4")
-    mart(segments(", ".join(f"('u{n}', NULL, 1, 0, 0)" for n in range(9))))
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    mart(
+        segments("('u', NULL, 1, 0, 0)"),
+        "INSERT INTO mart_user_segments SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(8999) AS r(n)",
+    )
 
-    result = user_segments.sync(force=True, shards=shards)
+    result = user_segments.sync(force=True)
 
-    (counted,) = select("SELECT sum(rejected)::bigint AS rejected FROM etl.sync_runs")
-    assert (result["rejected"], counted["rejected"], len(rejects(select))) == (9, 9, 4)
+    run = last_run(select)
+    assert (result["rejected"], run["rejected"], len(rejects(select))) == (9_000, 9_000, 4)
 
 
 def test_a_key_that_postgres_cannot_hold_is_kept_escaped(mart: Mart, select: Select) -> None:
@@ -187,17 +190,18 @@ def test_a_signal_in_the_middle_of_a_merge_cancels_it_at_once(
 def test_what_stops_python_is_recorded_by_its_name(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
     mart(segments(regular(9)))
-    interrupt_reading(monkeypatch, after=1)
+    monkeypatch.setattr(Run, "stage", stop)
 
     with pytest.raises(KeyboardInterrupt):
-        user_segments.sync(shards=3)
+        user_segments.sync()
 
-    rows = select("SELECT shard, status, error FROM etl.sync_runs ORDER BY shard")
-    assert [(row["shard"], row["status"]) for row in rows] == [(0, "ok"), (1, "cancelled")]
-    assert rows[1]["error"] == (
-        "1 of 3 shards are loaded and stay; of the next: cancelled by KeyboardInterrupt"
-    )
+    run = last_run(select)
+    assert (run["status"], run["error"]) == ("cancelled", "cancelled by KeyboardInterrupt")
+    assert run["extracted"] == 9
 
 
 def test_a_stop_right_after_the_commit_does_not_unsay_it(
@@ -208,7 +212,7 @@ def test_a_stop_right_after_the_commit_does_not_unsay_it(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "begin", once(Run.begin, then=stop))
+    monkeypatch.setattr(Run, "log_warnings", stop)
     with pytest.raises(KeyboardInterrupt):
         user_segments.sync()
 
@@ -263,7 +267,7 @@ def test_the_lock_is_held_until_the_failure_is_recorded(
         connection: postgres.Connection, run: Run, status: str, *error: str
     ) -> bool:
         if status == "refused":
-            with pytest.raises(ledger.Busy), lock_held("user_segments"):
+            with pytest.raises(AlreadyRunning), lock_held("user_segments"):
                 pass
             busy.append(status)
         return record(connection, run, status, *error)
@@ -372,31 +376,10 @@ def left_running(*runs: tuple[str, int, int]) -> None:
     settings = Settings.from_environment()
     with postgres.session(settings, "tests") as connection:
         for run_id, *shard in runs:
-            run = Run("user_segments", settings, Options(), run_id=run_id, shard=(*shard,))  # type: ignore[arg-type]
-            ledger.record(connection, run, "running")
+            options = Options(shard=(shard[0], shard[1]) if shard[1] > 1 else None)
+            job = Job("user_segments", settings, options, run_id=run_id)
+            ledger.record(connection, Run(job), "running")
         connection.commit()
-
-
-def interrupt_reading(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Let a walk read so many shards, then stop."""
-    read, reads = warehouse.CutMart.read_parts, iter(range(after))
-
-    def interrupted(*arguments: Any) -> Any:
-        if next(reads, None) is None:
-            raise KeyboardInterrupt
-        return read(*arguments)
-
-    monkeypatch.setattr(warehouse.CutMart, "read_parts", interrupted)
-
-
-def once(method: Callable[..., None], then: Callable[..., None]) -> Callable[..., None]:
-    """The method for its first call, `then` for the others."""
-    calls = iter([method])
-
-    def turn(*arguments: Any) -> None:
-        next(calls, then)(*arguments)
-
-    return turn
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

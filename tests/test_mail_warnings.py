@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 from conftest import command, results
-from destinations import Mart, Select, execute, last_run
+from destinations import Mart, Select, execute, in_shards, last_run
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers
-from etl.email_triggers import EVER
 from etl.errors import Refused
+from etl.mail.rules import NO_EPISODE_DATE
 
-WALKS: list[dict[str, Any]] = [{}, {"shards": 16}]
-EACH_WALK = pytest.mark.parametrize("walk", WALKS, ids=["whole", "shards"])
+IN_SHARDS = pytest.mark.parametrize("shards", [1, 4], ids=["whole", "shards"])
 DRY_AND_WET = pytest.mark.parametrize("dry_run", [True, False], ids=["dry", "real"])
 VISITS = ("first_seen_at", "last_seen_at")
 
@@ -23,15 +22,14 @@ VISITS = ("first_seen_at", "last_seen_at")
 # Segments
 
 
-@EACH_WALK
 @DRY_AND_WET
 def test_users_of_segments_without_a_template_are_told_by_segment(
-    dry_run: bool, walk: dict[str, Any], mart: Mart, caplog: pytest.LogCaptureFixture
+    dry_run: bool, mart: Mart, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "etl")
     mart(audience(*people(4, "fresh_user"), *people(7, "regular"), *people(2, "at_risk")))
 
-    result = email_triggers.sync(dry_run=dry_run, **walk)
+    result = email_triggers.sync(dry_run=dry_run)
 
     assert result["unmapped"] == 11
     assert result["unmapped_segments"] == {"regular": 7, "fresh_user": 4}
@@ -57,16 +55,15 @@ def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart
     assert len(result["unmapped_segments"]) == 20
 
 
-@EACH_WALK
 @DRY_AND_WET
 def test_a_renamed_segment_whose_mails_wait_is_warned_of(
-    dry_run: bool, walk: dict[str, Any], mart: Mart, select: Select
+    dry_run: bool, mart: Mart, select: Select
 ) -> None:
     mart(audience(*people(49, "new_user"), *people(60, "at_risk")))
     email_triggers.sync()
 
     mart(audience(*people(49, "fresh_user", named="new_user"), *people(60, "at_risk")))
-    result = email_triggers.sync(dry_run=dry_run, **walk)
+    result = email_triggers.sync(dry_run=dry_run)
 
     (warning,) = result["warnings"]
     assert "segment new_user has no user in the mart, and the 49 waiting mails" in warning
@@ -74,7 +71,6 @@ def test_a_renamed_segment_whose_mails_wait_is_warned_of(
     assert "fresh_user 49" in warning
     assert result["cancelled"] == 49
     if not dry_run:
-        assert last_run(select, "email_triggers")["shard"] == walk.get("shards", 1) - 1
         assert last_run(select, "email_triggers")["warning"] == warning
 
 
@@ -117,18 +113,16 @@ def test_a_segment_whose_rows_are_all_rejected_loses_no_mail(mart: Mart) -> None
 # First mails
 
 
-@EACH_WALK
 @DRY_AND_WET
 def test_a_first_run_that_mails_many_goes_through_with_figures(
     dry_run: bool,
-    walk: dict[str, Any],
     mart: Mart,
     select: Select,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     mart(audience(*people(50, "at_risk"), *people(50, "regular")))
 
-    result = email_triggers.sync(dry_run=dry_run, **walk)
+    result = email_triggers.sync(dry_run=dry_run)
 
     (warning,) = result["warnings"]
     assert (result["status"], result["inserted"]) == ("ok", 50)
@@ -193,7 +187,7 @@ def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
     last = "('0x' || substr(md5(user_id), 1, 8))::UINTEGER % 2 = 1"
     mart(f"UPDATE mart_user_segments SET segment = 'regular' WHERE {last}")
 
-    result = email_triggers.sync(shards=2, force=True)
+    result = in_shards(email_triggers.sync, 2, force=True)
 
     assert result["inserted"] is not None
     assert 13 <= result["inserted"] < 50
@@ -203,27 +197,26 @@ def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
 # Visits
 
 
-@EACH_WALK
-def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
-    walk: dict[str, Any], mart: Mart, select: Select
-) -> None:
+def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(mart: Mart, select: Select) -> None:
     mart(audience(*people(3, "at_risk"), *people(2, "new_user"), *people(95, "regular")))
     mart(*(drop(column) for column in ("first_seen_at", "last_seen_at")))
 
-    first = email_triggers.sync(**walk)
-    again = email_triggers.sync(**walk)
+    first = email_triggers.sync()
+    again = email_triggers.sync()
 
     assert (counts(first), counts(again)) == ({"inserted": 5}, {"unchanged": 5})
     assert "has no first_seen_at and no last_seen_at: 5 users" in first["warnings"][0]
     assert "5 mails are to be queued" in first["warnings"][0]
     assert "0 mails are to be queued" in again["warnings"][0]
-    assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": EVER}]
+    assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [
+        {"episode_at": NO_EPISODE_DATE}
+    ]
 
 
-@EACH_WALK
+@IN_SHARDS
 @pytest.mark.parametrize("lost", [("last_seen_at",), ("first_seen_at",), VISITS], ids=str)
 def test_a_mart_that_lost_its_visits_mails_nobody(
-    lost: tuple[str, ...], walk: dict[str, Any], mart: Mart, select: Select
+    lost: tuple[str, ...], shards: int, mart: Mart, select: Select
 ) -> None:
     mart(audience(*long_ago(40), *people(1, "new_user"), *people(2, "abandoned_search")))
     assert email_triggers.sync()["inserted"] == 3
@@ -232,7 +225,7 @@ def test_a_mart_that_lost_its_visits_mails_nobody(
     mart(*(f"ALTER TABLE mart_user_segments RENAME {name} TO {name}_utc" for name in lost))
     for dry_run in (True, False):
         with pytest.raises(Refused, match=r"visits: the mart has no ") as refusal:
-            email_triggers.sync(dry_run=dry_run, **walk)
+            in_shards(email_triggers.sync, shards, dry_run=dry_run)
         assert f"no {' and no '.join(lost)}, but" in str(refusal.value)
         queued = {("last_seen_at",): 2, ("first_seen_at",): 1, VISITS: 3}[lost]
         assert f"{queued} mails of the queue have a visit" in str(refusal.value)
@@ -293,7 +286,7 @@ OWN = """
 """
 
 
-@EACH_WALK
+@IN_SHARDS
 @pytest.mark.parametrize(
     "how",
     [
@@ -304,48 +297,47 @@ OWN = """
     ],
 )
 def test_an_own_query_decides_alike_in_the_whole_and_in_shards(
-    how: tuple[str, int, str], walk: dict[str, Any], mart: Mart, own_query: Any
+    how: tuple[str, int, str], shards: int, mart: Mart, own_query: Any
 ) -> None:
     last, queued, join = how
     mart(audience(*people(12, "at_risk")), *RENAMED)
     own_query(OWN.format(first="NULL", last=last, join=join))
 
-    result = email_triggers.sync(force=True, **walk)
+    result = in_shards(email_triggers.sync, shards, force=True)
 
     assert counts(result) == {
         name: n for name, n in {"inserted": queued, "held_back": 12 - queued}.items() if n
     }
 
 
-@EACH_WALK
 @pytest.mark.parametrize("join", ["", "JOIN other USING (user_id)"], ids=["one mart", "two"])
-def test_an_own_query_without_visits_says_null(
-    join: str, walk: dict[str, Any], mart: Mart, own_query: Any
-) -> None:
+def test_an_own_query_without_visits_says_null(join: str, mart: Mart, own_query: Any) -> None:
     mart(audience(*people(12, "at_risk")), *RENAMED)
     own_query(OWN.format(first="NULL", last="NULL", join=join))
 
-    result = email_triggers.sync(**walk)
+    result = email_triggers.sync()
 
     assert counts(result) == {"inserted": 12}
     assert any("12 users have one occasion for ever" in text for text in result["warnings"])
 
 
-@EACH_WALK
+@IN_SHARDS
 def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
-    walk: dict[str, Any], mart: Mart
+    shards: int, mart: Mart
 ) -> None:
     mart(audience(*people(12, "at_risk")), "UPDATE mart_user_segments SET last_seen_at = NULL")
 
-    assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
+    assert counts(in_shards(email_triggers.sync, shards)) == {"held_back": 12}
 
 
-@EACH_WALK
+@IN_SHARDS
 @pytest.mark.parametrize(
-    "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str
+    "unknown",
+    [NO_EPISODE_DATE, NO_EPISODE_DATE.replace(month=12, day=31), NOW + 25 * HOUR],
+    ids=str,
 )
 def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
-    unknown: Any, walk: dict[str, Any], mart: Mart, select: Select
+    unknown: Any, shards: int, mart: Mart, select: Select
 ) -> None:
     mart(
         audience(
@@ -356,7 +348,7 @@ def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
         )
     )
 
-    assert counts(email_triggers.sync(**walk)) == {"inserted": 2, "held_back": 2}
+    assert counts(in_shards(email_triggers.sync, shards)) == {"inserted": 2, "held_back": 2}
     assert sorted(queue(select)) == ["eve welcome pending", "zoe win_back pending"]
     (welcome,) = select("SELECT payload FROM crm.email_queue WHERE user_id = 'eve'")
     assert json.loads(welcome["payload"])["last_seen_at"] is None

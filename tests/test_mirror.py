@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, last_run
+from destinations import Mart, Select, digest, in_shards, last_run
 
 from etl import user_segments
 from etl.errors import Refused
@@ -66,7 +66,7 @@ def test_shards_delete_the_same_users_as_the_whole(
     user_segments.sync()
     mart(segments(f"('stays', 'at_risk', 1, 0, 0), {CROWD}"))
 
-    result = user_segments.sync(delete_missing=True, shards=shards)
+    result = in_shards(user_segments.sync, shards, delete_missing=True)
 
     assert counts(result) == (0, 1, 60, 9)
     assert users(select) == {"stays"}

@@ -243,7 +243,7 @@ def test_a_query_that_may_not_be_read_is_told(closed: str, environment: Path) ->
         (path if closed == "file" else folder).chmod(0)
 
         with as_nobody(), pytest.raises(SyncError, match="Permission denied") as raised:
-            marts.query_of("user_segments", Settings(etl_sql_dir=str(folder)))
+            marts.load_query("user_segments", Settings(etl_sql_dir=str(folder)))
         folder.chmod(0o755)
 
     assert str(raised.value).startswith(f"{path}: ")

@@ -14,8 +14,8 @@ from conftest import segments
 from destinations import Mart, execute
 from refusing import german as start_german
 
-from etl import postgres, user_segments
-from etl.errors import Lost, SyncError
+from etl import postgres, user_segments, warehouse
+from etl.errors import ConnectionLost, SyncError
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,12 +107,14 @@ def test_an_error_names_objects_and_never_a_value(session: Connection, kind: str
     assert not [value for value in (USER, "anna", BIG, "\x1b", "DETAIL") if value in everything]
     assert told.lower() in str(failed.value).lower()
     assert "\n" not in str(failed.value)
-    assert not isinstance(failed.value, Lost)
+    assert not isinstance(failed.value, ConnectionLost)
 
 
 def test_a_column_that_copy_was_at_is_named(database: Connection) -> None:
+    batches = warehouse.to_batches([pl.DataFrame({"id": ["a\0b"]})])
+
     with pytest.raises(SyncError, match=r"encoding does not allow \(column id, SQLSTATE 22021\)"):
-        postgres.stage(database, "staging", pl.DataFrame({"id": ["a\0b"]}))
+        postgres.copy_to_temp(database, "staging", batches)
 
 
 def test_a_stream_that_breaks_is_told_without_what_it_said(database: Connection) -> None:
@@ -133,7 +135,7 @@ def test_a_stream_that_breaks_is_told_without_what_it_said(database: Connection)
 
     assert str(failed.value).endswith("/searchflow): nanoarrow call failed")
     assert USER not in repr(failed.value.__cause__)
-    assert not isinstance(failed.value, Lost)
+    assert not isinstance(failed.value, ConnectionLost)
 
 
 # What somebody did to the target, and what the run says to that.

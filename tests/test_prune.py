@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, execute
+from destinations import Mart, Select, execute, in_shards
 
 from etl import email_triggers, user_segments
 from etl.cli.arguments import parse
 from etl.errors import Refused, UsageError
+from etl.mail.rules import NO_EPISODE_DATE
 from etl.prune import Flags as PruneFlags
 from etl.prune import prune
 from etl.status import Flags, status
@@ -38,8 +39,8 @@ def test_old_runs_and_rejects_go_and_young_ones_stay(mart: Mart, select: Select)
 
 def test_the_last_runs_stay_however_old_so_that_guards_and_status_know_them(mart: Mart) -> None:
     mart(segments(", ".join(f"('u{n}', 'regular', 1, 0, 0)" for n in range(10))))
-    user_segments.sync(shards=2)
-    user_segments.sync(shards=2)
+    in_shards(user_segments.sync, 2)
+    in_shards(user_segments.sync, 2)
     mart("DROP TABLE mart_user_segments")
     for _ in range(2):
         with pytest.raises(Exception, match="mart_user_segments"):
@@ -159,7 +160,7 @@ def age(table: str, hours: float, *columns: str) -> None:
 
 def mail(user_id: str, template: str, status: str, episode: int | None, ended: int) -> None:
     """A mail about an episode, ended; both so many days ago."""
-    ever = f"'{email_triggers.EVER:%Y-%m-%d}'"
+    ever = f"'{NO_EPISODE_DATE:%Y-%m-%d}'"
     episode_at = ever if episode is None else f"now() - INTERVAL '{episode} days'"
     ended_at = f"now() - INTERVAL '{ended} days'"
     sent_at = ended_at if status == "sent" else "NULL"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import polars as pl
 import pytest
 import redis
+from destinations import in_shards
 from polars.testing import assert_frame_equal
 
 from demo.embedded import Servers
-from etl import cache, recommendations, warehouse
+from etl import cache, recommendations
 from etl.errors import Refused, SyncError
-from etl.recommendations import transform, values
+from etl.recommendations import to_key_values, transform
 from etl.settings import Settings
+from etl.warehouse import stream
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]
@@ -223,40 +224,38 @@ def test_shards_come_to_the_same(mart: Mart, keys: redis.Redis, select: Select) 
     written = _dump(keys)
     keys.flushall()
 
-    walked = recommendations.sync(shards=4)
+    walked = in_shards(recommendations.sync, 4)
 
     assert {key: value for key, (value, _) in _dump(keys).items()} == {
         key: value for key, (value, _) in written.items()
     }
     assert whole["written"] == walked["written"] == len(written) == 3_000
     assert whole["extracted"] == walked["extracted"] == 6_000
-    per_shard = select("SELECT written FROM etl.sync_runs WHERE run_id = $1", walked["run_id"])
+    per_shard = select("SELECT written FROM etl.sync_runs WHERE shards = 4")
     assert len(per_shard) == 4
     assert sum(shard["written"] for shard in per_shard) == 3_000
 
 
-# In parts
+# In batches
 
 
-def test_a_large_mart_is_read_in_parts_and_comes_to_the_same(
+def test_a_large_mart_is_read_in_batches_and_comes_to_the_same(
     mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mart(MANY.format(users=3_000))
+    mart(MANY.format(users=9_000))
     whole = recommendations.sync()
     at_once = {key: value for key, (value, _) in _dump(keys).items()}
     keys.flushall()
 
-    with _parts_of(1_000, monkeypatch) as parts:
-        result = recommendations.sync()
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    result = recommendations.sync()
 
-    assert len(parts) == 6
-    assert all(parts)  # none is empty
     assert {key: value for key, (value, _) in _dump(keys).items()} == at_once
     counts = ("extracted", "rejected", "written")
     assert [dict(result)[name] for name in counts] == [dict(whole)[name] for name in counts]
 
 
-def test_what_is_wrong_in_any_part_is_rejected_and_counted(
+def test_what_is_wrong_in_any_batch_is_rejected_and_counted(
     mart: Mart, keys: redis.Redis, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = [
@@ -264,7 +263,7 @@ def test_what_is_wrong_in_any_part_is_rejected_and_counted(
         *(f"('bad{n}', 'A', 2.0, 1)" for n in range(20)),
     ]
     mart(
-        MANY.format(users=3_000),
+        MANY.format(users=9_000),
         *(
             "INSERT INTO mart_recommendations SELECT user_id, destination, score, rank, now()"
             f" FROM (VALUES {row}) AS v(user_id, destination, score, rank)"
@@ -272,58 +271,31 @@ def test_what_is_wrong_in_any_part_is_rejected_and_counted(
         ),
     )
     monkeypatch.setenv("REJECT_LIMIT", "15")
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
 
-    with _parts_of(1_000, monkeypatch) as parts:
-        result = recommendations.sync()
+    result = recommendations.sync()
 
-    assert len(parts) > 1
     # Both rows of the key that comes twice; user_7 has another.
-    assert (result["extracted"], result["rejected"], result["written"]) == (6_023, 24, 3_000)
+    assert (result["extracted"], result["rejected"], result["written"]) == (18_023, 24, 9_000)
     assert _value(keys, "user_7")["destinations"] == ["Destination 1"]
     assert select("SELECT count(*) AS kept FROM etl.rejected_rows") == [{"kept": 15}]
 
 
-def test_the_guards_judge_all_parts_before_the_first_key(
+def test_the_guards_judge_all_batches_before_the_first_key(
     mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mart(
-        MANY.format(users=3_000),
-        # All in one user, hence in one part: a fifth of the rows, and all of the last ones.
+        MANY.format(users=9_000),
+        # All of the last rows, in the order of the key.
         "INSERT INTO mart_recommendations"
-        " SELECT 'bad', 'Destination ' || n, 2.0, 1, now() FROM range(1500) AS r(n)",
+        " SELECT 'z', 'Destination ' || n, 2.0, 1, now() FROM range(4500) AS r(n)",
     )
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
 
-    with _parts_of(1_000, monkeypatch), pytest.raises(Refused, match="1,500 of 7,500 rows"):
+    with pytest.raises(Refused, match="4,500 of 22,500 rows"):
         recommendations.sync()
 
     assert _names(keys) == []
-
-
-def test_a_shard_is_read_in_parts_as_well(
-    mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mart(MANY.format(users=3_000))
-
-    with _parts_of(2_000, monkeypatch) as parts:
-        result = recommendations.sync(shards=2)
-
-    assert len(parts) == 4
-    assert (result["extracted"], result["written"], int(keys.dbsize())) == (6_000, 3_000, 3_000)
-
-
-def test_a_view_is_computed_once_however_large_it_is(
-    mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mart(
-        MANY.format(users=3_000),
-        "ALTER TABLE mart_recommendations RENAME TO big",
-        "CREATE VIEW mart_recommendations AS FROM big",
-    )
-
-    with _parts_of(1_000, monkeypatch) as parts:
-        result = recommendations.sync()
-
-    assert (len(parts), result["written"]) == (1, 3_000)
 
 
 # Dry run
@@ -517,13 +489,13 @@ def test_transform_of_nothing_is_nothing() -> None:
         "destinations": pl.List(pl.String),
         "score": pl.Float64,
     }
-    assert list(values(reshaped)) == []
+    assert list(to_key_values(reshaped)) == []
 
 
 def test_values_come_in_batches() -> None:
     many = transform(_frame(*((f"u{n:04}", "Rome", 0.9, 1) for n in range(2_500))))
 
-    batches = list(values(many))
+    batches = list(to_key_values(many))
 
     assert [len(batch) for batch in batches] == [1_000, 1_000, 500]
     assert batches[2][-1] == ("reco:u2499", b'{"destinations":["Rome"],"score":0.9}')
@@ -553,23 +525,6 @@ def recommended(rows: str) -> str:
             now() AS generated_at
         FROM (VALUES {rows}) AS v(user_id, recommended_destination, recommendation_score, rank)
     """
-
-
-@contextmanager
-def _parts_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Marts are read in parts of so many rows; what is handed out are the rows of each."""
-    parts: list[int] = []
-
-    def noted(*arguments: Any) -> Iterator[warehouse.Mart]:
-        for one in in_parts(*arguments):
-            parts.append(one.table.num_rows)
-            yield one
-
-    in_parts = warehouse._parts
-    with monkeypatch.context() as patched:
-        patched.setattr(warehouse, "_PART_ROWS", rows)
-        patched.setattr(warehouse, "_parts", noted)
-        yield parts
 
 
 def _sql(text: str) -> str:

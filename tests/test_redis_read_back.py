@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from destinations import Mart, Select, last_run
+from destinations import Mart, Select, in_shards, last_run
 from redis_servers import Others
 from test_redis import MANY, redis_user
 
@@ -37,7 +37,7 @@ def test_a_server_that_evicts_fails_the_run(
         redis_user(server, others.monkeypatch, f"~reco:* {rights}"),
         pytest.raises(SyncError, match=r"written keys are gone: they were evicted") as raised,
     ):
-        recommendations.sync(shards=shards)
+        in_shards(recommendations.sync, shards)
 
     said = str(raised.value)
     row = last_run(select, "recommendations")
@@ -54,7 +54,7 @@ def test_keys_of_an_earlier_shard_are_looked_up_as_well(
     samples = before_it(lambda sample: len(sample) > 500 and keys.delete(*sample[:400]))
 
     with pytest.raises(SyncError, match=r"400 of a sample of \d+ written keys are gone"):
-        recommendations.sync(shards=2)
+        in_shards(recommendations.sync, 2)
 
     assert 400 < samples[0] <= 500
     assert 800 < samples[1] <= 1_000

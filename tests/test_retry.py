@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from etl.plumbing import retry
+from etl.plumbing.retry import retry
 
 
 class Passing(Exception):  # noqa: N818
@@ -22,7 +22,7 @@ def test_what_passes_is_tried_until_it_succeeds_and_told_once(
 ) -> None:
     outcomes = iter([Passing("away"), Passing("away"), 7])
 
-    assert retry.persist(lambda: give(next(outcomes)), 5, passing, "server.lost") == 7
+    assert retry(lambda: give(next(outcomes)), 5, passing, "server.lost") == 7
     (told,) = caplog.messages
     assert told == 'server.lost reason=away trying_again_for="5 s"'
 
@@ -31,7 +31,7 @@ def test_what_does_not_pass_is_not_tried_again() -> None:
     outcomes = iter([ValueError("wrong"), 7])
 
     with pytest.raises(ValueError, match="wrong"):
-        retry.persist(lambda: give(next(outcomes)), 5, passing, "server.lost")
+        retry(lambda: give(next(outcomes)), 5, passing, "server.lost")
 
 
 def test_the_time_counts_from_the_first_failure_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_the_time_counts_from_the_first_failure_and_ends(monkeypatch: pytest.Mon
         raise Passing
 
     with pytest.raises(Passing):
-        retry.persist(slow_to_fail, 40, passing, "server.lost")
+        retry(slow_to_fail, 40, passing, "server.lost")
 
     assert len(attempts) > 10
     assert attempts[-1] == attempts[0] + 40
@@ -57,7 +57,7 @@ def test_no_seconds_mean_no_second_attempt() -> None:
     outcomes = iter([Passing(), 7])
 
     with pytest.raises(Passing):
-        retry.persist(lambda: give(next(outcomes)), 0, passing, "server.lost")
+        retry(lambda: give(next(outcomes)), 0, passing, "server.lost")
 
 
 def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", pauses.append)
     outcomes = iter([*[Passing()] * 8, 7])
 
-    retry.persist(lambda: give(next(outcomes)), 60, passing, "server.lost")
+    retry(lambda: give(next(outcomes)), 60, passing, "server.lost")
 
     assert pauses[0] <= 0.3
     assert all(1 <= pause <= 3 for pause in pauses[4:])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from etl import postgres, user_segments, warehouse
 from etl.postgres import Connection
 from etl.settings import Settings
+from etl.warehouse import stream
 
 Select = Callable[..., list[dict[str, Any]]]
 
@@ -113,16 +116,16 @@ def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_oth
     ]
 
 
-def test_a_mart_read_in_parts_comes_to_the_same(
+def test_a_mart_read_in_batches_comes_to_the_same(
     mart: Callable[..., None], select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 100)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
     rows = "SELECT user_id, total_searches FROM crm.user_segments ORDER BY user_id"
     mart(
         segments("('a', 'regular', 1, 0, 0)"),
         "INSERT INTO mart_user_segments BY NAME"
         " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
-        " FROM mart_user_segments, range(999) AS r(n)",
+        " FROM mart_user_segments, range(9999) AS r(n)",
     )
     first = user_segments.sync()
     inserted = select(rows)
@@ -132,8 +135,8 @@ def test_a_mart_read_in_parts_comes_to_the_same(
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")
     second = user_segments.sync()
 
-    assert (first["inserted"], second["updated"], second["unchanged"]) == (1_000, 2, 998)
-    assert len(inserted) == 1_000
+    assert (first["inserted"], second["updated"], second["unchanged"]) == (10_000, 2, 9_998)
+    assert len(inserted) == 10_000
     assert loaded == [row["user_id"] for row in inserted]  # in the order of the key's index
     changed = [row["user_id"] for row in select(rows) if row["total_searches"] == 2]
     assert changed == ["a", "a5"]
@@ -142,24 +145,24 @@ def test_a_mart_read_in_parts_comes_to_the_same(
 def test_the_target_is_read_back_only_where_that_pays(
     mart: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch, reads = postgres.fetch, []
+    read, reads = postgres.stream, []
 
     def noted(*arguments: Any) -> Any:
         reads.append(arguments)
-        return fetch(*arguments)
+        return read(*arguments)
 
     def reads_of_a_run(**options: Any) -> int:
         reads.clear()
         assert user_segments.sync(**options)["status"] == "ok"
         return len(reads)
 
-    monkeypatch.setattr(postgres, "fetch", noted)
+    monkeypatch.setattr(postgres, "stream", noted)
     mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
 
     assert reads_of_a_run() == 0  # nothing is there
     assert reads_of_a_run() == 1
-    assert reads_of_a_run(delete_missing=True) == 0  # the mirror wants to see everybody
     assert reads_of_a_run(shard=(0, 2)) == 0  # the server would have to hash every key
+    assert reads_of_a_run(shard=(0, 2), delete_missing=True) == 1  # to see who is missing
     execute(
         "INSERT INTO crm.user_segments SELECT 'old' || n, 'regular', 1, 0, 0"
         " FROM generate_series(1, 10) AS n",
@@ -179,22 +182,22 @@ ROWS = st.lists(ROW, max_size=5, unique_by=lambda row: row[0])
 
 
 @given(ROWS, ROWS)
-def test_only_what_the_target_does_not_hold_just_so_is_different(
+def test_only_what_the_target_does_not_hold_just_so_differs(
     wanted: list[Any], held: list[Any]
 ) -> None:
-    known = frame(held).with_columns(pl.col("lifetime_value").cast(pl.Float64))
+    in_postgres = frame(held).with_columns(pl.col("lifetime_value").cast(pl.Float64))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = spool(frame(wanted).sort("user_id"), Path(folder, "rows"))
+        target = spool(in_postgres, Path(folder, "target"))
 
-    different = user_segments.different(frame(wanted), known)
+        with warehouse.differing(rows, target) as batches:
+            differing = pl.DataFrame(pl.from_arrow(batches.read_all()))
 
-    assert different.rows() == [row for row in wanted if row not in held]
+    assert differing.rows() == sorted(row for row in wanted if row not in held)
 
 
-def test_users_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pl.Expr, "hash", pl.Expr.is_null)
-    known = frame([("a", "x", 0, 0, Decimal(0)), ("b", "x", 0, 0, Decimal(0))])
-    wanted = frame([("b", "x", 0, 0, Decimal(0)), ("c", "x", 0, 0, Decimal(0))])
-
-    assert user_segments.different(wanted, known)["user_id"].to_list() == ["c"]
+def spool(rows: pl.DataFrame, path: Path) -> warehouse.Spool:
+    return warehouse.write(warehouse.to_batches([rows]), path, ["user_id"])
 
 
 def frame(rows: list[Any]) -> pl.DataFrame:

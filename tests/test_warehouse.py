@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import random
 import sqlite3
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import polars as pl
 import pytest
 from conftest import as_nobody, command, results, segments
 
-from etl import postgres, recommendations, user_segments, warehouse
+from etl import recommendations, user_segments, warehouse
 from etl.errors import Refused, SyncError
 from etl.settings import Settings
 from etl.user_segments import UserSegment
+from etl.warehouse import stream
 
 if TYPE_CHECKING:
     pass
@@ -189,16 +192,15 @@ def test_dbt_can_write_as_soon_as_the_read_is_over(
         pass
 
 
-def test_a_run_that_is_stopped_between_two_parts_lets_go_of_the_file(
+def test_a_run_that_is_stopped_between_two_batches_lets_go_of_the_file(
     mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(_: Any, __: str, parts: Iterator[Any]) -> None:
-        next(parts)
+    def stopped(batches: warehouse.Batches, *_: Any) -> None:
+        next(iter(batches))
         raise KeyboardInterrupt
 
     mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
-    monkeypatch.setattr(postgres, "stage_parts", stopped)
+    monkeypatch.setattr(warehouse, "write", stopped)
 
     with pytest.raises(KeyboardInterrupt) as kept:  # traceback, frames and all
         user_segments.sync()
@@ -384,18 +386,16 @@ def test_shards_part_the_mart_and_know_the_whole(
         " ('d', NULL), ('ü', NULL), (NULL, NULL)) AS v(id, built)"
     )
 
-    parts = [
-        warehouse.read("user_segments", UserSegment, Settings.from_environment(), (index, 3))
-        for index in range(3)
-    ]
+    shards = [opened(frames_and_stats, (index, 3)) for index in range(3)]
 
-    ids = [user for part in parts for user in part.table["user_id"].to_pylist()]
+    ids = [user for frames, _ in shards for frame in frames for user in frame["user_id"]]
     assert sorted(map(str, ids)) == ["None", "a", "b", "c", "d", "ü"]
-    assert max(part.table.num_rows for part in parts) < 6
-    assert {(part.rows, str(part.built_at)) for part in parts} == {(6, "2026-03-01 00:00:00+00:00")}
+    assert max(sum(map(len, frames)) for frames, _ in shards) < 6
+    newest = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    assert {stats for _, stats in shards} == {warehouse.Stats(6, newest)}
 
 
-def test_parts_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
+def test_batches_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
     mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Keys of all sorts, each twice, and rows without one.
@@ -405,20 +405,36 @@ def test_parts_come_in_the_order_of_the_keys_with_all_rows_of_one_in_one(
         "INSERT INTO mart_user_segments BY NAME SELECT * EXCLUDE (n, range) REPLACE ("
         " CASE n % 3 WHEN 0 THEN 'u' || n WHEN 1 THEN chr(n::INT + 32)"
         " ELSE chr(128512 + n::INT) END AS user_id)"
-        " FROM mart_user_segments, range(1000) AS r(n), range(2)",
+        " FROM mart_user_segments, range(5000) AS r(n), range(3)",
     )
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 300)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
 
-    parts = list(warehouse.read_parts("user_segments", UserSegment, Settings.from_environment()))
+    frames, _ = opened(frames_and_stats)
 
-    keys = [set(part.table["user_id"].to_pylist()) - {None} for part in parts]
-    assert len(keys) == 7
-    assert all(50 < len(each) < 300 for each in keys)
-    assert sum(map(len, keys)) == len(set.union(*keys)) == 1_000
-    ordered = sorted(key.encode() for key in set.union(*keys))
-    assert [key.encode() for each in keys for key in sorted(each)] == ordered
-    assert sum(part.table.num_rows for part in parts) == 2_001
-    assert {part.rows for part in parts} == {2_001}
+    keys = [frame["user_id"].drop_nulls().unique(maintain_order=True) for frame in frames]
+    assert len(keys) > 5
+    assert sum(map(len, keys)) == pl.concat(keys).n_unique() == 5_000
+    encoded = [key.encode() for each in keys for key in each]
+    assert encoded == sorted(encoded)
+    assert sum(map(len, frames)) == 15_001
+
+
+def test_a_key_of_more_rows_than_a_batch_stays_together(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME SELECT * EXCLUDE n REPLACE ("
+        " CASE WHEN n < 9000 THEN 'b' ELSE 'c' END AS user_id)"
+        " FROM mart_user_segments, range(9002) AS r(n)",
+    )
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+
+    frames, _ = opened(frames_and_stats)
+
+    assert [len(frame) for frame in frames if "b" in frame["user_id"]][:1] >= [9_000]
+    assert sum("b" in frame["user_id"] for frame in frames) == 1
+    assert sum(map(len, frames)) == 9_003
 
 
 def test_a_collation_of_the_key_neither_doubles_nor_loses_users(
@@ -429,37 +445,59 @@ def test_a_collation_of_the_key_neither_doubles_nor_loses_users(
         "ALTER TABLE mart_user_segments ALTER user_id TYPE VARCHAR COLLATE NOCASE",
         "INSERT INTO mart_user_segments BY NAME"
         " SELECT * EXCLUDE n REPLACE ((CASE n % 2 WHEN 0 THEN 'k' ELSE 'K' END || n) AS user_id)"
-        " FROM mart_user_segments, range(399) AS r(n)",
+        " FROM mart_user_segments, range(5999) AS r(n)",
     )
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 50)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
 
     result = user_segments.sync()
 
-    assert (result["extracted"], result["rejected"], result["inserted"]) == (400, 0, 400)
+    assert (result["extracted"], result["rejected"], result["inserted"]) == (6_000, 0, 6_000)
 
 
-def test_a_query_of_ones_own_is_asked_once(
-    mart: Mart, own_query: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_a_view_and_a_query_of_ones_own_are_computed_once(
+    mart: Mart, own_query: Callable[[str], Path], select: Select
 ) -> None:
-    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
-    own_query(
-        "SELECT user_id, segment, 1 AS total_searches, 1 AS total_conversions,"
-        " 1 AS lifetime_value, segmented_at AS built_at FROM mart_user_segments"
+    """Were they computed twice, a random number would differ from itself."""
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "ALTER TABLE mart_user_segments RENAME TO stg",
+        "CREATE VIEW mart_user_segments AS SELECT * REPLACE ('u' || n AS user_id),"
+        " (random() * 1e9)::BIGINT AS number FROM stg, range(100000) AS r(n)",
     )
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
+    own_query(
+        "SELECT user_id, number::VARCHAR AS segment, number AS total_searches,"
+        " 1 AS total_conversions, 1 AS lifetime_value, segmented_at AS built_at"
+        " FROM mart_user_segments"
+    )
 
-    parts = list(warehouse.read_parts("user_segments", UserSegment, Settings.from_environment()))
+    result = user_segments.sync()
 
-    assert [part.table.num_rows for part in parts] == [2]
+    assert result["inserted"] == 100_000
+    assert not select("SELECT FROM crm.user_segments WHERE segment <> total_searches::text LIMIT 1")
 
 
-def test_a_mart_without_any_key_is_read_whole(mart: Mart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mart_without_any_key_is_read(mart: Mart) -> None:
     mart(segments("(NULL, 'regular', 1, 0, 0), (NULL, 'regular', 2, 0, 0)"))
-    monkeypatch.setattr(warehouse, "_PART_ROWS", 1)
 
-    (part,) = warehouse.read_parts("user_segments", UserSegment, Settings.from_environment())
+    frames, _ = opened(frames_and_stats)
 
-    assert part.table.num_rows == 2
+    assert sum(map(len, frames)) == 2
+
+
+def opened(look: Callable[[warehouse.Mart], Any], shard: tuple[int, int] = (0, 1)) -> Any:
+    """What `look` sees of the mart of user_segments, whose file is open meanwhile."""
+    now, settings = dt.datetime.now(dt.UTC), Settings.from_environment()
+    with (
+        tempfile.TemporaryDirectory() as spill,
+        warehouse.open_mart(
+            "user_segments", UserSegment, settings, shard, spill=Path(spill), now=now
+        ) as mart,
+    ):
+        return look(mart)
+
+
+def frames_and_stats(mart: warehouse.Mart) -> tuple[list[pl.DataFrame], warehouse.Stats | None]:
+    return list(mart.frames()), mart.stats
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:

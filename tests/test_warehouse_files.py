@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from conftest import command, segments
+from destinations import in_shards
 
 from etl import user_segments
 from etl.errors import SyncError
@@ -248,7 +249,7 @@ def test_a_log_beside_the_file_is_told_once(
     killed(environment, ONE_USER.replace("'regular'", "'vip'"))
 
     with caplog.at_level(logging.WARNING, logger="etl"):
-        user_segments.sync(shards=2)
+        in_shards(user_segments.sync, 2)
 
     told = [record for record in caplog.records if record.message.startswith("warehouse.wal")]
     assert len(told) == 1

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import polars as pl
 import pytest
 from conftest import ROOT, segments
+from destinations import in_shards
 
 from etl import email_triggers, recommendations, user_segments, warehouse
-from etl.email_triggers import Audience
+from etl.email_triggers import EmailCandidate
 from etl.recommendations import Recommendation
 from etl.settings import Settings
 from etl.user_segments import UserSegment
@@ -45,7 +49,7 @@ RECOMMENDED = (
 
 SYNCS: dict[str, tuple[Callable[..., Any], type[dy.Schema]]] = {
     "user_segments": (user_segments.sync, UserSegment),
-    "email_triggers": (email_triggers.sync, Audience),
+    "email_triggers": (email_triggers.sync, EmailCandidate),
     "recommendations": (recommendations.sync, Recommendation),
 }
 
@@ -106,7 +110,7 @@ def test_a_run_over_a_file_full_of_macros_is_the_run_without(
 
     with duckdb.connect(environment) as connection:
         hijack(connection, "main")
-    again = run(shards=2)
+    again = in_shards(run, 2)
 
     assert (again["extracted"], again["rejected"]) == ((9, 0) if "reco" in sync else (4, 2))
     assert again.get("inserted") in (0, None)
@@ -164,6 +168,12 @@ def test_a_query_of_ones_own_may_call_macros_of_the_file(
 
 
 def read(sync: str, shard: tuple[int, int]) -> tuple[Any, ...]:
-    mart = warehouse.read(sync, SYNCS[sync][1], Settings.from_environment(), shard)
-    rows = sorted(mart.table.to_pylist(), key=str)
-    return rows, mart.columns, mart.rows, mart.built_at
+    now, settings = dt.datetime.now(dt.UTC), Settings.from_environment()
+    with (
+        tempfile.TemporaryDirectory() as spill,
+        warehouse.open_mart(
+            sync, SYNCS[sync][1], settings, shard, spill=Path(spill), now=now
+        ) as mart,
+    ):
+        rows = pl.concat(mart.frames(), how="diagonal").to_dicts()
+        return sorted(rows, key=str), mart.columns, mart.stats

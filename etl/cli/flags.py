@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from etl.cli import arguments
@@ -9,11 +10,7 @@ from etl.cli.arguments import flag
 from etl.errors import UsageError
 from etl.options import Options
 
-SYNCS = (
-    "user_segments",
-    "email_triggers",
-    "recommendations",
-)
+SYNCS = ("user_segments", "email_triggers", "recommendations")
 
 _ABOUT = (
     "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
@@ -42,7 +39,11 @@ class Flags:
     wait: float = flag(
         0, "SECONDS", "how long to wait for another run of the same sync before giving up (0)"
     )
-    shards: int = flag(1, "N", "walk each mart in this many parts, to bound memory (1)")
+    shard: str | None = flag(
+        None,
+        "I/N",
+        "load shard I of N alone, from 0/N on, for schedulers",
+    )
     json: bool = flag(False, "", "print one JSON object per sync on stdout and nothing else there")
 
 
@@ -56,6 +57,11 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
     Raises:
         UsageError: a flag, a value or a word that means nothing here.
     """
+    if any(word.partition("=")[0] == "--shards" for word in words):
+        raise UsageError(
+            "--shards is gone: a sync of any size runs in the same memory; leave it out"
+            " (--shard I/N loads one shard, for schedulers)"
+        )
     flags = arguments.parse(Flags, words, _hidden(only))
     if flags is None:
         return None
@@ -66,8 +72,22 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
         raise UsageError(
             "--delete-missing works with user_segments alone; add --sync user_segments"
         )
-    Options(wait=flags.wait, shards=flags.shards)  # it checks them
+    Options(wait=flags.wait, shard=shard_of(flags))  # it checks them
     return flags
+
+
+def shard_of(flags: Flags) -> tuple[int, int] | None:
+    """Return the shard to load; None: the whole mart.
+
+    Raises:
+        UsageError: it is not two whole numbers.
+    """
+    if flags.shard is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", str(flags.shard))
+    if found is None:
+        raise UsageError(f"--shard takes I/N, as 0/16 for the first of 16, not {flags.shard!r}")
+    return int(found[1]), int(found[2])
 
 
 def help_page(only: str | None = None) -> str:

@@ -28,7 +28,7 @@ class Cause(Exception):  # noqa: N818  (it stands for an error)
     """An error of a library: its type, SQLSTATE and frames, and none of its words or values."""
 
 
-def explained(error: BaseException, settings: Settings, before: str = "") -> SyncError:
+def to_sync_error(error: BaseException, settings: Settings, before: str = "") -> SyncError:
     """Return the error as a SyncError (itself, if it is one); `before` heads its message."""
     failure = error if isinstance(error, SyncError) else SyncError(unexpected(error))
     secrets = {*settings.secrets, *secrets_of(os.environ)}

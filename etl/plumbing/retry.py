@@ -17,8 +17,8 @@ _FIRST_PAUSE = 0.2  # seconds; doubled each time
 _LONGEST_PAUSE = 2.0  # a server that is back is not left waiting for long
 
 
-def persist(
-    work: Callable[[], _T], seconds: float, passing: Callable[[Exception], bool], event: str
+def retry(
+    work: Callable[[], _T], seconds: float, retryable: Callable[[Exception], bool], event: str
 ) -> _T:
     """Do the work; as long as it fails in a way that may pass, do it again.
 
@@ -28,7 +28,7 @@ def persist(
     Args:
         work: is safe to do again.
         seconds: the last attempt begins no later than this after the first failed.
-        passing: whether an error is worth another attempt.
+        retryable: whether an error is worth another attempt.
         event: what to log, once, when the first attempt has failed.
 
     Raises:
@@ -40,7 +40,7 @@ def persist(
         try:
             return work()
         except Exception as error:
-            if not seconds or not passing(error):
+            if not seconds or not retryable(error):
                 raise
             if deadline is None:
                 deadline = time.monotonic() + seconds

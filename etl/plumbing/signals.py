@@ -9,7 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-from etl.errors import Stopped
+from etl.errors import Cancelled
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _received: list[signal.Signals] = []
 
 
-def end_at_once() -> None:
+def install_exiting() -> None:
     """From here on a signal ends the process on the spot: there is nothing to undo.
 
     An exception would not do while modules are imported: some turn it into an ImportError.
@@ -28,33 +28,33 @@ def end_at_once() -> None:
         signal.signal(number, _exit)
 
 
-def raise_stopped() -> None:
-    """From here on a signal raises `Stopped`, so that a run can roll back and say so."""
+def install_raising() -> None:
+    """From here on a signal raises `Cancelled`, so that a run can roll back and say so."""
     _received.clear()
     for number in _SIGNALS:
         signal.signal(number, _raise)
 
 
-def heard() -> int:
-    """How many signals have come so far; what `received` wants to know."""
+def count() -> int:
+    """How many signals have come so far; what `pending` wants to know."""
     return len(_received)
 
 
-def received(before: int = 0) -> Stopped | None:
+def pending(before: int = 0) -> Cancelled | None:
     """The stop that a signal after the first `before` asked for, also when its exception got lost.
 
     DuckDB turns it into a RuntimeError, and one that is raised in a destructor is dropped.
     """
-    return Stopped(_received[before]) if len(_received) > before else None
+    return Cancelled(_received[before]) if len(_received) > before else None
 
 
 def check() -> None:
-    """Raise `Stopped` for a signal whose own exception got lost."""
-    if stop := received():
+    """Raise `Cancelled` for a signal whose own exception got lost."""
+    if stop := pending():
         raise stop
 
 
-def ignore() -> None:
+def ignore_all() -> None:
     """From here on a signal does nothing: the work is done and its exit code stands.
 
     While Python winds up it gives up the handlers made in Python, and only those.
@@ -70,4 +70,4 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
 
 def _raise(number: int, _: FrameType | None) -> NoReturn:
     _received.append(signal.Signals(number))
-    raise Stopped(_received[-1])
+    raise Cancelled(_received[-1])

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from etl.errors import Lost, SyncError
+from etl.errors import ConnectionLost, SyncError
 from etl.plumbing.redact import one_line
-from etl.postgres import causes as postgres_causes
+from etl.postgres import causes
 from etl.settings import hidden
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class _Heard:
     words: str
 
     @property
-    def cause(self) -> postgres_causes.Cause:
+    def cause(self) -> causes.Cause:
         """What to do about it, and whether it may pass."""
-        return postgres_causes.find(f"{self.who} {self.words}")
+        return causes.find(f"{self.who} {self.words}")
 
 
-def explained(
+def to_sync_error(
     error: BaseException, settings: Settings, blocker: str = "", *, connecting: bool = False
 ) -> SyncError:
     """Turn a driver's error into one line, and take all that may be personal out of the error.
@@ -80,7 +80,7 @@ def explained(
     if not advice and sqlstate and sqlstate not in heard.words:
         advice = f" (SQLSTATE {sqlstate})"
     words = one_line(heard.words, settings.secrets)[:_LONGEST]
-    kind = Lost if heard.cause.passes else SyncError
+    kind = ConnectionLost if heard.cause.passes else SyncError
     problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
     error.args, error.details = (words,), []  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def _heard(text: str, connecting: bool) -> _Heard:
         attempts = [_attempt(one) for one in re.split(r"\n(?=connection to server )", text)]
         refusals = [heard for heard in attempts if heard.who == "refused"]
         return next((one for one in refusals if not one.cause.passes), (refusals or attempts)[0])
-    if (cut := postgres_causes.CUT.search(text)) and "Python exception" not in text:
+    if (cut := causes.CUT.search(text)) and "Python exception" not in text:
         return _Heard("libpq", cut[0])
     # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.
     return _Heard("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
@@ -140,6 +140,6 @@ def _attempt(text: str) -> _Heard:
     server, said = (f"cannot connect to {where[1]}: ", where[2]) if where else ("", text)
     if spoken := _SERVER_SAYS.search(said):
         return _Heard("refused", f"{server}{spoken[2]}")
-    cut = None if where else postgres_causes.CUT.search(said)
+    cut = None if where else causes.CUT.search(said)
     words = cut[0] if cut else said.partition("\n")[0]
     return _Heard("libpq", f"{server or 'cannot connect: '}{words}")

@@ -26,9 +26,12 @@ def login(settings: Settings, application: str) -> Raw:
     """Open a connection under that application_name; errors are the driver's own."""
     from adbc_driver_postgresql import dbapi
 
-    # The driver's own default reads all of pg_attribute first: 40 ms.
+    # The driver's own default reads all of pg_attribute first: 40 ms. Transactions are begun and
+    # ended by statements (session.py).
     connect: Callable[[str], Raw] = partial(
-        dbapi.connect, db_kwargs={"adbc.postgresql.type_resolver_mode": "builtin"}
+        dbapi.connect,
+        db_kwargs={"adbc.postgresql.type_resolver_mode": "builtin"},
+        autocommit=True,
     )
     conninfo = _conninfo(settings, application)
     options = f"{os.environ.get('PGOPTIONS', '')} {_AT_ONCE}"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dataframely as dy
 import orjson
 import polars as pl
 
-from etl.warehouse import SKEW
-from etl.warehouse.types import MISFIT
+from etl.warehouse.stream import SKEW
+from etl.warehouse.types import UNCASTABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    import pyarrow as pa
 
 # dataframely's names for broken rules -> the reasons operators read.
 _REASONS = {
@@ -32,18 +32,21 @@ _REASONS = {
 }
 
 
-def no_nul(text: pl.Expr) -> pl.Expr:
+def without_nul(text: pl.Expr) -> pl.Expr:
     """A rule for text columns: Postgres cannot hold a NUL byte."""
     return ~text.str.contains("\0", literal=True)
 
 
-def at_most(characters: int) -> Callable[[pl.Expr], pl.Expr]:
+def max_chars(characters: int) -> Callable[[pl.Expr], pl.Expr]:
     """A rule for text columns in characters; dataframely's own max_length counts bytes."""
     return lambda text: text.str.len_chars() <= characters
 
 
 # What every user id keeps, beside being there and not empty.
-KEY = {"nul": no_nul, "too_long": at_most(255)}
+USER_ID_RULES = {"nul": without_nul, "too_long": max_chars(255)}
+
+
+_ROW: dict[str, Any] = {"key": pl.String, "reasons": pl.List(pl.String), "row": pl.String}
 
 
 @dataclass(frozen=True)
@@ -60,86 +63,116 @@ class Rejects:
     rows: pl.DataFrame
 
 
-def together(parts: Sequence[Rejects]) -> Rejects:
-    """The rejects of a mart that was judged in parts, of which there is one at least."""
-    reasons: Counter[str] = Counter()
-    for part in parts:
-        reasons.update(part.reasons)
-    return Rejects(
-        total=sum(part.total for part in parts),
-        reasons=dict(reasons.most_common()),
-        keys=pl.concat([part.keys for part in parts]),
-        rows=pl.concat([part.rows for part in parts]),
-    )
+class Validator:
+    """Splits a mart, frame by frame, into the rows that keep a contract and those that break it.
 
-
-def accept(
-    contract: type[dy.Schema], mart: pa.Table, limit: int, now: dt.datetime | None = None
-) -> tuple[pl.DataFrame, Rejects]:
-    """Split a mart into the rows that keep the contract and those that break it.
-
-    A duplicated key rejects every row that bears it: which of them is right, nobody knows.
-
-    Args:
-        contract: columns, dtypes and rules; it has a `user_id` and a primary key.
-        mart: the table of `warehouse.read`.
-        limit: how many rejected rows to describe one by one.
-        now: the run's clock; `built_at` may not be later by more than an hour.
+    A duplicated key rejects every row that bears it, because nobody knows which of them is right.
     """
-    now = now or dt.datetime.now(dt.UTC)
-    columns = contract.column_names()
-    misfits = [name for name in map(MISFIT.format, columns) if name in mart.column_names]
-    frame = pl.DataFrame(pl.from_arrow(mart.select([*columns, *misfits]))).with_row_index("row")
-    checked = _checked(contract, frame, misfits, now)
-    if checked.is_valid(frame):  # as nearly always: to filter would be to copy everything
-        return frame.select(columns), _rejects(
-            checked.filter(frame.clear())[1], contract, misfits, limit
+
+    def __init__(self, contract: type[dy.Schema], limit: int, now: dt.datetime) -> None:
+        """Begin.
+
+        Args:
+            contract: columns, dtypes and rules; it has a primary key.
+            limit: how many rejected rows to describe one by one.
+            now: the run's clock; `built_at` may not be later by more than an hour.
+        """
+        self.rows = 0
+        self.built_at: dt.datetime | None = None  # the newest of the accepted rows
+        self._contract, self._limit = contract, limit
+        self._schema = functools.cache(functools.partial(_schema_for, contract, now=now))
+        self._found: list[Rejects] = []
+        self._described = 0
+
+    def valid_rows(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows that keep the contract, and set the others aside.
+
+        Args:
+            frame: the contract's columns and those named `uncastable <column>`; all rows of a key.
+        """
+        columns = self._contract.column_names()
+        self.rows += len(frame)
+        uncastable = [name for name in map(UNCASTABLE.format, columns) if name in frame.columns]
+        # Rows of different hashes have different keys. To compare the keys themselves takes five
+        # times as long; it is left for when two hashes are alike.
+        hashes = frame.select(self._contract.primary_key()).hash_rows()
+        schema = self._schema(tuple(uncastable), unique=hashes.n_unique() == len(frame))
+        frame = frame.with_row_index("row")
+        if schema.is_valid(frame):  # as nearly always: to filter would be to copy everything
+            good = frame.select(columns)
+        else:
+            good, failure = schema.filter(frame)
+            good = good.select(columns)
+            self._set_aside(failure, uncastable)
+        newest = cast("dt.datetime | None", good["built_at"].max())
+        self.built_at = max(filter(None, (self.built_at, newest)), default=None)
+        return good
+
+    def rejects(self) -> Rejects:
+        """Return what was set aside."""
+        reasons: Counter[str] = Counter()
+        for found in self._found:
+            reasons.update(found.reasons)
+        return Rejects(
+            total=sum(found.total for found in self._found),
+            reasons=dict(reasons.most_common()),
+            keys=pl.concat(
+                [pl.Series([], dtype=pl.String), *(found.keys for found in self._found)]
+            ),
+            rows=pl.concat([pl.DataFrame(schema=_ROW), *(found.rows for found in self._found)]),
         )
-    good, failure = checked.filter(frame)
-    return good.select(columns), _rejects(failure, contract, misfits, limit)
+
+    def _set_aside(self, failure: dy.FailureInfo, uncastable: list[str]) -> None:
+        limit = max(self._limit - self._described, 0)
+        found = _rejects(failure, self._contract, uncastable, limit)
+        self._described += len(found.rows)
+        self._found.append(found)
 
 
-def _checked(
-    contract: type[dy.Schema], frame: pl.DataFrame, misfits: list[str], now: dt.datetime
+def _schema_for(
+    contract: type[dy.Schema], uncastable: tuple[str, ...], now: dt.datetime, *, unique: bool
 ) -> Any:
-    """The contract and that nothing is unfit nor of the future, less a key proven unique."""
+    """The contract, and that no cast failed and no row is of the future.
+
+    Without its key where that is known to be unique.
+    """
     fields: dict[str, Any] = {"row": dy.UInt32()}
-    fields |= {name: dy.String(nullable=True, check={"unfit": pl.Expr.is_null}) for name in misfits}
+    fields |= {
+        name: dy.String(nullable=True, check={"unfit": pl.Expr.is_null}) for name in uncastable
+    }
     if built_at := contract.columns().get("built_at"):
         known = (pl.col("built_at") <= now + SKEW).fill_null(True)
         name = (built_at.metadata or {}).get("mart", "built_at")
         fields[f"{name}|in_the_future"] = dy.rule()(lambda _: known)
-    key = contract.primary_key()
-    # Rows of different hashes have different keys. To compare the keys themselves takes five
-    # times as long and 800 MB for five million rows; it is left for when two hashes are alike.
-    if frame.select(key).hash_rows().n_unique() == len(frame):
+    if unique:
+        key = contract.primary_key()
         fields |= {name: contract.columns()[name].with_primary_key(False) for name in key}
     return type("Checked", (contract,), fields)
 
 
 def _rejects(
-    failure: dy.FailureInfo, contract: type[dy.Schema], misfits: list[str], limit: int
+    failure: dy.FailureInfo, contract: type[dy.Schema], uncastable: list[str], limit: int
 ) -> Rejects:
-    reasons = _reasons(list(failure.counts()), contract.primary_key(), misfits)
+    reasons = _reasons(list(failure.counts()), contract.primary_key(), uncastable)
     broken = failure.details().sort("row").with_columns(reasons=reasons)
     kept = broken.head(limit)
-    rows = kept.select([*contract.column_names(), *misfits]).to_dicts()
+    rows = kept.select([*contract.column_names(), *uncastable]).to_dicts()
     return Rejects(
         total=len(broken),
         reasons=_counted(broken["reasons"]),
         keys=broken["user_id"],
         rows=pl.DataFrame(
             {
-                "key": [_storable(row["user_id"]) for row in rows],
+                "key": [_escape_for_json(row["user_id"]) for row in rows],
                 "reasons": kept["reasons"],
                 "row": [_as_json(row) for row in rows],
             },
-            schema={"key": pl.String, "reasons": pl.List(pl.String), "row": pl.String},
+            schema=_ROW,
         ),
     )
 
 
-def _reasons(rules: list[str], key: list[str], misfits: list[str]) -> pl.Expr:
+def _reasons(rules: list[str], key: list[str], uncastable: list[str]) -> pl.Expr:
     """The list of a row's reasons; each cause is told once."""
     reasons = []
     for rule in rules:
@@ -147,13 +180,13 @@ def _reasons(rules: list[str], key: list[str], misfits: list[str]) -> pl.Expr:
         broken = pl.col(rule) == "invalid"
         if rule == "primary_key":  # two nulls are not the same user
             broken &= pl.all_horizontal(pl.col(key).is_not_null())
-        if kind == "nullability" and MISFIT.format(column) in misfits:
-            broken &= pl.col(MISFIT.format(column)).is_null()
+        if kind == "nullability" and UNCASTABLE.format(column) in uncastable:
+            broken &= pl.col(UNCASTABLE.format(column)).is_null()
         if kind in {"min", "max"}:  # NaN is beyond any number
             infinite = [name for name in (f"{column}|nan", f"{column}|inf") if name in rules]
             broken &= pl.all_horizontal(True, *(pl.col(name) == "valid" for name in infinite))
         reason = _REASONS.get(kind, kind.removeprefix("check__"))
-        name = f"{column.removeprefix(MISFIT.format(''))}:{reason}" if column else reason
+        name = f"{column.removeprefix(UNCASTABLE.format(''))}:{reason}" if column else reason
         reasons.append(pl.when(broken).then(pl.lit(name)))
     return pl.concat_list(reasons or [pl.lit(None, pl.String)]).list.drop_nulls()
 
@@ -164,16 +197,16 @@ def _counted(reasons: pl.Series) -> dict[str, int]:
 
 
 def _as_json(row: dict[str, Any]) -> str:
-    """The row as it stood in the mart: a misfit in the place of the null it left behind."""
-    mark = MISFIT.format("")
-    values = {name: _storable(row[name]) for name in row if not name.startswith(mark)}
+    """The row as it stood in the mart: a uncastable in the place of the null it left behind."""
+    mark = UNCASTABLE.format("")
+    values = {name: _escape_for_json(row[name]) for name in row if not name.startswith(mark)}
     for name in values:
-        if (misfit := row.get(MISFIT.format(name))) is not None:
-            values[name] = misfit
+        if (uncastable := row.get(UNCASTABLE.format(name))) is not None:
+            values[name] = uncastable
     return orjson.dumps(values, default=str).decode()
 
 
-def _storable(value: Any) -> Any:
+def _escape_for_json(value: Any) -> Any:
     """What Postgres and JSON cannot hold, escaped: NUL in text, NaN and infinity as words."""
     if isinstance(value, str):
         return value.replace("\0", "\\u0000")

@@ -1,7 +1,7 @@
 """What must hold before a run may commit or send anything.
 
-Each guard compares two figures and, when they look wrong, says both, what was allowed and what to
-look at. `judge` collects every guard that fires; `--force` skips them all. What looks odd but may
+Each guard compares two metrics and, when they look wrong, says both, what was allowed and what to
+look at. `check` collects every guard that fires; `--force` skips them all. What looks odd but may
 well be right is a warning (`first_mails`).
 """
 
@@ -32,7 +32,7 @@ FEW_KEYS = 3
 
 
 @dataclass
-class Figures:
+class Metrics:
     """What the guards compare; a figure that a sync does not have stays as it is.
 
     Those of the mart are of the whole of it, the others of this run's shard.
@@ -59,24 +59,24 @@ class Figures:
     rows_without_keys: int = 0  # sound rows of the whole run, where no key comes of them
     below_threshold: int = 0  # rows at or below the score threshold
     visits_queued: int = 0  # mails of the queue that one of those missing gave a visit
-    expires: str = ""  # what running out of date means to this sync's readers
+    expiry_note: str = ""  # what running out of date means to this sync's readers
 
 
-def judge(figures: Figures, settings: Settings) -> None:
+def check(metrics: Metrics, settings: Settings) -> None:
     """Check every guard.
 
     Raises:
-        Refused: naming all guards that fire, with the figures compared and what to do.
+        Refused: naming all guards that fire, with the metrics compared and what to do.
     """
-    if found := fired(figures, settings):
+    if found := fired(metrics, settings):
         steps = " ".join(dict.fromkeys(found.values()))
         raise Refused(f"{'; '.join(found)}. {steps} {_FORCE}")
 
 
-def fired(figures: Figures, settings: Settings) -> dict[str, str]:
+def fired(metrics: Metrics, settings: Settings) -> dict[str, str]:
     """What each guard that fires says, and the next step it advises."""
     return {
-        message: step for guard, step in _GUARDS.items() if (message := guard(figures, settings))
+        message: step for guard, step in _GUARDS.items() if (message := guard(metrics, settings))
     }
 
 
@@ -92,7 +92,7 @@ def first_mails(queued: int, users: int, queue_rows: int, settings: Settings) ->
     )
 
 
-def expiry(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> str:
+def expiry_note(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> str:
     """When the readers of a destination lose what the last ok run wrote for so many seconds."""
     if written_at is None:
         return f"; its keys expire {seconds / 3600:g} hours after they were last written"
@@ -101,106 +101,107 @@ def expiry(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> st
     return f"; the first keys {verb} at {ends:%Y-%m-%d %H:%M} UTC"
 
 
-def _empty(figures: Figures, _: Settings) -> str | None:
-    return None if figures.mart_rows else "empty: the mart has no rows"
+def _empty(metrics: Metrics, _: Settings) -> str | None:
+    return None if metrics.mart_rows else "empty: the mart has no rows"
 
 
-def _shrunk(figures: Figures, settings: Settings) -> str | None:
-    before, now = figures.previous_mart_rows, figures.mart_rows
-    if not before or not now or _part(before - now, before) <= settings.guard_max_shrink:
+def _shrunk(metrics: Metrics, settings: Settings) -> str | None:
+    before, now = metrics.previous_mart_rows, metrics.mart_rows
+    if not before or not now or _fraction(before - now, before) <= settings.guard_max_shrink:
         return None
     allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
     return f"shrunk: the mart has {now:,} rows, {before:,} at the last ok run ({allowed})"
 
 
-def _rejects(figures: Figures, settings: Settings) -> str | None:
+def _rejects(metrics: Metrics, settings: Settings) -> str | None:
     return _exceeds(
         "rejects: {:,} of {:,} rows break the contract",
-        figures.rejected,
-        figures.extracted,
+        metrics.rejected,
+        metrics.extracted,
         ("GUARD_MAX_REJECTED", settings.guard_max_rejected),
     )
 
 
-def _deletes(figures: Figures, settings: Settings) -> str | None:
+def _deletes(metrics: Metrics, settings: Settings) -> str | None:
     return _exceeds(
         "deletes: {:,} of {:,} users of the target would be deleted",
-        figures.deleted,
-        figures.target_rows,
+        metrics.deleted,
+        metrics.target_rows,
         ("GUARD_MAX_DELETE", settings.guard_max_delete),
     )
 
 
-def _churn(figures: Figures, settings: Settings) -> str | None:
-    if figures.target_rows * figures.shards <= SMALL_TARGET:
+def _churn(metrics: Metrics, settings: Settings) -> str | None:
+    if metrics.target_rows * metrics.shards <= SMALL_TARGET:
         return None
     return _exceeds(
         "churn: {:,} of {:,} users of the target would change segment",
-        figures.moved,
-        figures.target_rows,
+        metrics.moved,
+        metrics.target_rows,
         ("GUARD_MAX_CHANGE", settings.guard_max_change),
     )
 
 
-def _stale(figures: Figures, settings: Settings) -> str | None:
-    if figures.built_at is None:
+def _stale(metrics: Metrics, settings: Settings) -> str | None:
+    if metrics.built_at is None:
         return None
-    hours = (figures.now - figures.built_at) / dt.timedelta(hours=1)
+    hours = (metrics.now - metrics.built_at) / dt.timedelta(hours=1)
     if hours <= settings.guard_max_age_hours:
         return None
     allowed = f"GUARD_MAX_AGE_HOURS={settings.guard_max_age_hours:g}"
-    built = f"{figures.built_at:%Y-%m-%d %H:%M} UTC"
-    return f"stale: the mart was built {hours:,.0f} hours ago, {built} ({allowed}){figures.expires}"
+    built = f"{metrics.built_at:%Y-%m-%d %H:%M} UTC"
+    age = f"built {hours:,.0f} hours ago, {built}"
+    return f"stale: the mart was {age} ({allowed}){metrics.expiry_note}"
 
 
-def _flood(figures: Figures, settings: Settings) -> str | None:
-    if figures.queue_rows * figures.shards <= SMALL_TARGET:
+def _mass_queue(metrics: Metrics, settings: Settings) -> str | None:
+    if metrics.queue_rows * metrics.shards <= SMALL_TARGET:
         return None
     return _exceeds(
         "flood: mails for {:,} of {:,} users would be queued",
-        figures.queued,
-        figures.extracted,
+        metrics.queued,
+        metrics.extracted,
         ("GUARD_MAX_MAILS", settings.guard_max_mails),
     )
 
 
-def _wipe(figures: Figures, settings: Settings) -> str | None:
-    if figures.withdrawn * figures.shards <= FEW_CANCELS:
+def _mass_cancel(metrics: Metrics, settings: Settings) -> str | None:
+    if metrics.withdrawn * metrics.shards <= FEW_CANCELS:
         return None
     return _exceeds(
         "wipe: {:,} of {:,} pending mails would be cancelled",
-        figures.withdrawn,
-        figures.pending,
+        metrics.withdrawn,
+        metrics.pending,
         ("GUARD_MAX_CANCEL", settings.guard_max_cancel),
     )
 
 
-def _visits(figures: Figures, _: Settings) -> str | None:
+def _visits(metrics: Metrics, _: Settings) -> str | None:
     known = []
-    if figures.lost_visits:
-        known.append(f"it had {' and '.join(figures.lost_visits)} at the last ok run")
-    if figures.visits_queued:
-        known.append(f"{figures.visits_queued:,} mails of the queue have a visit")
-    if not figures.no_visits or not known:
+    if metrics.lost_visits:
+        known.append(f"it had {' and '.join(metrics.lost_visits)} at the last ok run")
+    if metrics.visits_queued:
+        known.append(f"{metrics.visits_queued:,} mails of the queue have a visit")
+    if not metrics.no_visits or not known:
         return None
     return (
-        f"visits: the mart has no {' and no '.join(figures.no_visits)}, but {' and '.join(known)}"
+        f"visits: the mart has no {' and no '.join(metrics.no_visits)}, but {' and '.join(known)}"
     )
 
 
-def _vanished(figures: Figures, settings: Settings) -> str | None:
-    before, now = figures.previous_keys, figures.keys
-    if now is None or not figures.mart_rows or _shrunk(figures, settings):
+def _vanished(metrics: Metrics, settings: Settings) -> str | None:
+    before, now = metrics.previous_keys, metrics.keys
+    if now is None or not metrics.mart_rows or _shrunk(metrics, settings):
         return None
-    if before > FEW_KEYS and _part(before - now, before) > settings.guard_max_shrink:
+    if before > FEW_KEYS and _fraction(before - now, before) > settings.guard_max_shrink:
         allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
         keys = f"{now:,} keys would be written, {before:,} at the last ok run ({allowed})"
-    elif figures.rows_without_keys:
-        keys = f"no key would be written from {figures.rows_without_keys:,} rows"
+    elif metrics.rows_without_keys:
+        keys = f"no key would be written from {metrics.rows_without_keys:,} rows"
     else:
         return None
     limit = f"RECO_MIN_SCORE={settings.reco_min_score:g}"
-    return f"vanished: {keys}; rows that do not score above {limit}: {figures.below_threshold:,}"
+    return f"vanished: {keys}; rows that do not score above {limit}: {metrics.below_threshold:,}"
 
 
 _DBT = "Look at dbt's last run and at what its sources delivered."
@@ -210,15 +211,15 @@ _DRY_RUN = (
 )
 
 # Each guard with the next step it advises.
-_GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
+_GUARDS: dict[Callable[[Metrics, Settings], str | None], str] = {
     _empty: f"{_DBT} If dbt is right, look whether DUCKDB_PATH and MART_SCHEMA are.",
     _shrunk: _DBT,
     _rejects: "See why (python -m etl.status, etl.rejected_rows) and mend the mart's model.",
     _deletes: "See who left the mart and why, or run without --delete-missing.",
     _churn: "See whether dbt's model of the segments was changed, and is right.",
     _stale: "See why dbt did not build it since: its scheduler, its last log.",
-    _flood: _DRY_RUN,
-    _wipe: _DRY_RUN,
+    _mass_queue: _DRY_RUN,
+    _mass_cancel: _DRY_RUN,
     _vanished: "See whether the model's scores have another scale now, from 0 to 1 is due, and"
     " whether RECO_MIN_SCORE is right; keys that are not written again expire within a day.",
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
@@ -230,10 +231,10 @@ _FORCE = "If this is meant, run again with --force (in Python: force=True)"
 
 def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:
     name, allowed = limit
-    if _part(part, whole) <= allowed:
+    if _fraction(part, whole) <= allowed:
         return None
     return f"{message.format(part, whole)} ({name}={allowed:g})"
 
 
-def _part(part: int, whole: int) -> float:
+def _fraction(part: int, whole: int) -> float:
     return part / whole if whole else 0.0

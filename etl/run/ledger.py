@@ -1,6 +1,6 @@
 """The ledger etl.sync_runs, the rejects beside it, and the lock that keeps runs apart.
 
-Nothing here commits the data of a run.
+The lock is one of the transaction: whoever has lost it cannot commit.
 """
 
 from __future__ import annotations
@@ -14,72 +14,58 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import __version__, postgres
-from etl.errors import SyncError
+from etl import __version__, postgres, warehouse
+from etl.errors import AlreadyRunning
 from etl.plumbing import log
-from etl.postgres import sessions
-from etl.run.state import Previous
+from etl.postgres import sessions, trust
+from etl.run.context import PreviousRun
 from etl.settings import hidden
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
-    from etl.run.state import Run
+    from etl.run.context import Run
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
 
 
-class Busy(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
-    """Another run holds the lock."""
-
-
-def lock(run: Run) -> None:
-    """Take the run's lock, waiting for other runs no longer than `wait` seconds.
+def begin(run: Run) -> None:
+    """Say that the run is under way, and begin the transaction that it loads in.
 
     Raises:
-        Busy: somebody holds it; the message says who, where and since when.
+        AlreadyRunning: another run holds the lock and keeps it; see `lock`.
     """
-    # The session of an attempt that lost its server may take a while to end.
-    lingering = run.settings.retry_seconds if run.attempts > 1 else 0
-    deadline = time.monotonic() + max(run.options.wait, lingering)
-    waiting = False
-    while not _locked(run):
-        holder = _holder(run) or "it has just ended; run again"
-        if time.monotonic() >= deadline:
-            raise Busy(f"{run.sync} is already running: {holder}")
-        if not waiting:
-            log.event("lock.waiting", seconds=run.options.wait, holder=holder)
-        waiting = True
-        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
+    run.in_ledger = not run.options.dry_run
+    trust.check(run.postgres, run.settings)
+    lock(run)
+    run.previous = last_ok_run(run)
+    if run.in_ledger:
+        # In a transaction of its own, so that others see it. Its end lets go of the lock.
+        _mark_abandoned(run)
+        if record(run.postgres, run, "running"):
+            run.postgres.commit()
+            lock(run)
 
 
-def unlock(run: Run) -> None:
-    """Let go of the lock; the session would hold it until the server has done away with it."""
-    postgres.ask(run.postgres, "unlock")
-    run.postgres.commit()
-
-
-def abandon(run: Run) -> None:
-    """Mark as failed what a killed process left `running`; whoever holds the lock may."""
-    for row in postgres.ask(run.postgres, "abandon_runs", run.sync, *_part(run), run.run_id):
-        since = f"{row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
-        log.warning("run.abandoned", abandoned=row["run_id"], host=row["host"], since=since)
-    run.postgres.commit()
-
-
-def previous(run: Run) -> Previous | None:
-    """What the last ok run of this sync saw; None: there was none."""
-    rows = postgres.ask(run.postgres, "last_run", run.sync)
+def last_ok_run(run: Run) -> PreviousRun | None:
+    """Return what the last ok run of this sync saw; None: there was none."""
+    rows = postgres.query(run.postgres, "last_ok_run", run.job.sync)
     if not rows:
         return None
     (last,) = rows
     written = {int(shard): keys for shard, keys in orjson.loads(last["written"] or "{}").items()}
     facts = last["began_at"], last["shards"], written, last["warning"]
-    return Previous(last["mart_rows"] or 0, *facts)
+    return PreviousRun(last["mart_rows"] or 0, *facts)
+
+
+def is_committed(run: Run) -> bool:
+    """Did an earlier attempt's commit go through? An ok row in the ledger came with its data."""
+    (row,) = postgres.query(run.postgres, "is_ok", run.job.run_id, run.job.sync, run.job.shard[0])
+    return bool(row["yes"])
 
 
 def record(connection: Connection, run: Run, status: str, error: str | None = None) -> bool:
-    """Write the run's row (of the shard at hand), or write it again with its end.
+    """Write the run's row, or write it again with its end.
 
     Returns:
         False where the row says `ok` already: that came with the data and stays.
@@ -87,19 +73,20 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
     Raises:
         SyncError: something on the table dropped the row.
     """
+    job = run.job
     finished = None if status == "running" else dt.datetime.now(dt.UTC)
     row = {
-        "run_id": run.run_id,
-        "sync": run.sync,
-        "shard": run.shard[0],
-        "shards": run.shard[1],
+        "run_id": job.run_id,
+        "sync": job.sync,
+        "shard": job.shard[0],
+        "shards": job.shard[1],
         "status": status,
-        "started_at": run.shard_started,
+        "started_at": job.started_at,
         "finished_at": finished,
-        "mart_rows": run.figures.mart_rows,
+        "mart_rows": run.metrics.mart_rows,
         **run.counts,
-        "seconds": finished and (finished - run.shard_started).total_seconds(),
-        "forced": run.options.force,
+        "seconds": finished and (finished - job.started_at).total_seconds(),
+        "forced": job.options.force,
         "warning": "; ".join(run.warnings.values()) or None,
         "error": error,
         "version": __version__,
@@ -110,42 +97,69 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
     if postgres.write(connection, "etl.sync_runs", "record_run", orjson.dumps(row).decode()):
         return True
     # Asked apart: record_run may just have waited for the commit that made the row ok.
-    (is_ok,) = postgres.ask(connection, "is_ok", run.run_id, run.sync, run.shard[0])
+    (is_ok,) = postgres.query(connection, "is_ok", job.run_id, job.sync, job.shard[0])
     postgres.refuse_unwritten(connection, "etl.sync_runs", 0 if is_ok["yes"] else 1)
     return False
 
 
-def keep_rejects(connection: Connection, run: Run) -> None:
-    """COPY the rejected rows of the shard at hand to etl.rejected_rows."""
-    if run.rejects is not None and len(run.rejects.rows):
-        postgres.stage(connection, "rejects", run.rejects.rows)
-        table = "etl.rejected_rows"
-        (kept,) = postgres.write(connection, table, "keep_rejects", run.run_id, run.sync)
-        postgres.refuse_unwritten(connection, table, len(run.rejects.rows) - kept["rows"])
+def insert_rejects(connection: Connection, run: Run) -> None:
+    """COPY the rejected rows to etl.rejected_rows."""
+    if run.rejects is None or not len(run.rejects.rows):
+        return
+    rows = run.rejects.rows
+    postgres.copy_to_temp(connection, "rejects", warehouse.to_batches([rows]))
+    table, names = "etl.rejected_rows", (run.job.run_id, run.job.sync)
+    (inserted,) = postgres.write(connection, table, "insert_rejects", *names)
+    postgres.refuse_unwritten(connection, table, len(rows) - inserted["rows"])
+    postgres.execute(connection, "DROP TABLE pg_temp.rejects")
 
 
-def _locked(run: Run) -> bool:
-    (row,) = postgres.ask(run.postgres, "lock", f"etl.{run.sync}", *_part(run))
+def lock(run: Run) -> None:
+    """Take the run's lock, waiting for other runs no longer than `wait` seconds.
+
+    Raises:
+        AlreadyRunning: somebody holds it; the message says who, where and since when.
+    """
+    # The session of an attempt that lost its server may take a while to end.
+    lingering = run.settings.retry_seconds if run.number > 1 else 0
+    deadline = time.monotonic() + max(run.options.wait, lingering)
+    waiting = False
+    while holder := _try_lock(run):
+        if time.monotonic() >= deadline:
+            raise AlreadyRunning(f"{run.job.sync} is already running: {holder}")
+        if not waiting:
+            log.event("lock.waiting", seconds=run.options.wait, holder=holder)
+        waiting = True
+        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
+
+
+def _try_lock(run: Run) -> str | None:
+    """Take the lock and return None, or who holds it."""
+    name = f"etl.{run.job.sync}", *(run.options.shard or (None, None))
+    (row,) = postgres.query(run.postgres, "lock", *name)
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
-    held = bool(row["held"]) and _holder(run) is None
-    if held:
-        run.postgres.commit()  # the lock outlives it; an open transaction would hold vacuum
-    else:
-        unlock(run)
-    return held
-
-
-def _holder(run: Run) -> str | None:
-    holders = postgres.ask(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
-    if not holders:
+    holder = _lock_owner(run, *name)
+    if row["held"] and holder is None:
         return None
-    who, end = sessions.described(holders[0]), sessions.ending(holders[0])
+    run.postgres.rollback()
+    return holder or "it has just ended; run again"
+
+
+def _lock_owner(run: Run, name: str, index: int | None, of: int | None) -> str | None:
+    owners = postgres.query(run.postgres, "lock_owner", name, index, of)
+    if not owners:
+        return None
+    who, end = sessions.described(owners[0]), sessions.ending(owners[0])
     return f"its lock is held by {who}; wait for it (--wait SECONDS) or end it ({end})"
 
 
-def _part(run: Run) -> tuple[int | None, int | None]:
-    """The shard to lock; of a run over the whole mart, whatever its shards, it is all."""
-    return run.options.part or (None, None)
+def _mark_abandoned(run: Run) -> None:
+    """Mark as failed what a killed process left `running`; whoever holds the lock may."""
+    shard = run.options.shard or (None, None)
+    rows = postgres.query(run.postgres, "mark_abandoned", run.job.sync, *shard, run.job.run_id)
+    for row in rows:
+        since = f"{row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
+        log.warning("run.abandoned", abandoned=row["run_id"], host=row["host"], since=since)
 
 
 def _started_by() -> str:

@@ -52,7 +52,10 @@ _PROBLEMS = (
         "a view or the query needs DuckDB's extension {0}{1}, which is not loaded here;"
         " make the mart a table",
     ),
-    (r"Out of Memory", "needs more memory than there is; read it in parts (--shards)"),
+    (
+        r"Out of Memory",
+        "needs more memory than there is; give the machine more",
+    ),
 )
 
 _KIND = re.compile(r"([A-Z][\w ]*? Error): ")
@@ -72,11 +75,11 @@ _FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
-class Locked(SyncError):  # noqa: N818  (it will be free again)
+class WarehouseLocked(SyncError):  # noqa: N818  (it will be free again)
     """Somebody writes to the file."""
 
 
-def explained(error: BaseException, path: Path, otherwise: str) -> SyncError:
+def to_sync_error(error: BaseException, path: Path, otherwise: str) -> SyncError:
     """Turn an error of DuckDB's into one line; `otherwise` is the advice for one not known."""
     message = str(error).strip()
     kind = found.group(1) if (found := _KIND.match(message)) else ""
@@ -84,7 +87,7 @@ def explained(error: BaseException, path: Path, otherwise: str) -> SyncError:
         for pattern, meaning in _PROBLEMS:
             if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
                 words = (" ".join((group or "").split()) for group in found.groups())
-                locked = Locked if meaning.startswith("locked") else SyncError
+                locked = WarehouseLocked if meaning.startswith("locked") else SyncError
                 return locked(f"warehouse {path}: {meaning.format(*words)}")
     return SyncError(f"warehouse {path}: {_told(error, kind, message)}; {otherwise}")
 

@@ -26,11 +26,11 @@ class Query:
     """What a sync reads, in DuckDB's SQL."""
 
     sql: str
-    origin: str  # the name under which errors speak of it
-    is_own: bool = False  # of ETL_SQL_DIR
+    source: str  # the name under which errors speak of it
+    is_override: bool = False  # of ETL_SQL_DIR
 
 
-def query_of(name: str, settings: Settings) -> Query:
+def load_query(name: str, settings: Settings) -> Query:
     """The query of a sync: one of that name in ETL_SQL_DIR comes first.
 
     Raises:
@@ -40,7 +40,7 @@ def query_of(name: str, settings: Settings) -> Query:
     if settings.etl_sql_dir:
         own = _folder(settings.etl_sql_dir) / f"{name}.sql"
         if (sql := _text(own)) is not None:
-            return Query(sql, str(own), is_own=True)
+            return Query(sql, str(own), is_override=True)
     return Query(queries.load("warehouse", name), f"sql/warehouse/{name}.sql")
 
 
@@ -79,13 +79,12 @@ def _unreadable(path: Path, error: OSError) -> SyncError:
     return SyncError(f"{path}: {error.strerror}; let the user that runs the sync read it")
 
 
-def find(
+def resolve_tables(
     connection: duckdb.DuckDBPyConnection, query: Query, mart_schema: str | None
-) -> tuple[list[str], int]:
+) -> list[str]:
     """Point bare table names at the schemas that hold them.
 
-    Returns the columns of the mart and about how many rows it has; none and 0 where the query
-    reads several tables, 0 for a view.
+    Returns the columns of the mart; none where the query reads several tables.
 
     Raises:
         SyncError: a mart is in no schema, in the wrong one or in several.
@@ -96,7 +95,7 @@ def find(
     for catalog, schema, mart, holders in marts:
         if "." in mart and not schema and not holders:
             continue  # a file
-        found = schema or _choose(mart, holders, query.origin, mart_schema)
+        found = schema or _choose(mart, holders, query.source, mart_schema)
         whole = (catalog, schema, mart) if schema else (schemas[0][0], found, mart)
         names.append(_quoted(*filter(None, whole)))
         if not schema:
@@ -104,10 +103,7 @@ def find(
     # The others as well: by `schema.table` DuckDB finds only what is in the path.
     path = ["system.main", *search, *(_quoted(*schema) for schema in schemas)]
     connection.execute("SET search_path = $1", [",".join(dict.fromkeys(path))])
-    if len(names) != 1:
-        return [], 0
-    (size,) = connection.execute(queries.load("warehouse", "size"), [found, mart]).fetchall()[0]
-    return connection.table(names[0]).columns, size
+    return connection.table(names[0]).columns if len(names) == 1 else []
 
 
 def check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Path) -> None:
@@ -121,12 +117,12 @@ def check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Pat
         with suppress(OSError, ValueError):  # most are no names of files
             if Path(name).is_file() and not Path(name).samefile(folder / name):
                 raise SyncError(
-                    f"{name!r}, which a view or {query.origin} reads, is in the warehouse's folder"
+                    f"{name!r}, which a view or {query.source} reads, is in the warehouse's folder"
                     f" and, another file, in {Path.cwd()}; run from another folder"
                 )
 
 
-def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> str:
+def _choose(mart: str, schemas: list[str], source: str, wanted: str | None) -> str:
     """The one schema that holds the mart, or the wanted one."""
     found = [schema for schema in schemas if not wanted or schema.lower() == wanted.lower()]
     if len(found) == 1:
@@ -137,7 +133,7 @@ def _choose(mart: str, schemas: list[str], origin: str, wanted: str | None) -> s
         problem = f"is not in schema {wanted} but in {', '.join(schemas)}; correct MART_SCHEMA"
     else:
         problem = "is in no schema of the warehouse; run dbt, or correct DUCKDB_PATH"
-    raise SyncError(f"{mart} ({origin}) {problem}")
+    raise SyncError(f"{mart} ({source}) {problem}")
 
 
 def _quoted(*names: str) -> str:
@@ -152,14 +148,14 @@ def statement(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
     """
     kinds = [each.type.name for each in connection.extract_statements(query.sql)]
     if len(kinds) > 1:
-        raise SyncError(f"{query.origin}: has {len(kinds)} statements; write one SELECT")
+        raise SyncError(f"{query.source}: has {len(kinds)} statements; write one SELECT")
     if kinds == ["MULTI"]:  # DuckDB does not tell which tables it reads
         raise SyncError(
-            f"{query.origin}: has a PIVOT without its values; write them: ON <column> IN (...)"
+            f"{query.source}: has a PIVOT without its values; write them: ON <column> IN (...)"
         )
     if kinds != ["SELECT"]:
         raise SyncError(
-            f"{query.origin}: does not end in a SELECT; write one that returns the rows"
+            f"{query.source}: does not end in a SELECT; write one that returns the rows"
         )
     code = query.sql.encode()
     for offset, kind in reversed(duckdb.tokenize(query.sql)):
@@ -185,5 +181,5 @@ def check_names(columns: list[str], query: Query) -> None:
     if problems:
         raise SyncError(
             f"the mart {'; it '.join(problems)}; it has {', '.join(columns)};"
-            f" map the names in {query.origin}"
+            f" map the names in {query.source}"
         )

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     import dataframely as dy
     import duckdb
-    import pyarrow as pa
 
 # The column beside each number or moment that holds, as text, what did not fit its type.
-MISFIT = "misfit {}"
+UNCASTABLE = "uncastable {}"
 
 # DuckDB's types, by what is done with them; "null" is a column that holds nothing else.
 _TEXTS = {"varchar", "enum", "uuid", "null"}
@@ -43,7 +42,7 @@ class _Cast:
         return next((way for types, way in self.ways if type_id in types), None)
 
 
-def check(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str) -> None:
+def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str) -> None:
     """See that a query returns each column of the contract once, in a type that can serve.
 
     Raises:
@@ -63,9 +62,17 @@ def check(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], origin: str)
         raise SyncError(f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file")
 
 
-def typed(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> duckdb.DuckDBPyRelation:
-    """The rows under the contract's names and types, the misfits beside them."""
-    return rows.select(*_casts(rows, contract))
+def cast_to_contract(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]
+) -> duckdb.DuckDBPyRelation:
+    """Return the rows under the contract's names and types, with what cannot be cast beside."""
+    columns = []
+    for name, value, fits in _casts(rows, contract):
+        columns.append(value.alias(name))
+        if not fits:
+            failed = FunctionExpression("uncastable", ColumnExpression(name), value)
+            columns.append(failed.alias(UNCASTABLE.format(name)))
+    return rows.select(*columns)
 
 
 def not_null(rows: duckdb.DuckDBPyRelation) -> frozenset[str]:
@@ -77,26 +84,36 @@ def not_null(rows: duckdb.DuckDBPyRelation) -> frozenset[str]:
     return frozenset(name.lower() for name, type_ in types if type_.id != "null")
 
 
-def without_empty_misfits(table: pa.Table) -> pa.Table:
-    """Drop the columns that hold no misfit, which is nearly always all of them."""
-    mark = MISFIT.format("")
-    empty = [
-        name
-        for name in table.column_names
-        if name.startswith(mark) and table[name].null_count == table.num_rows
-    ]
-    return table.drop_columns(empty)
+def drop_empty_cast_errors(rows: pl.DataFrame) -> pl.DataFrame:
+    """Drop the columns that tell of no uncastable value, which is nearly always all of them."""
+    mark = UNCASTABLE.format("")
+    return rows.drop(
+        [
+            name
+            for name in rows.columns
+            if name.startswith(mark) and rows[name].null_count() == len(rows)
+        ]
+    )
 
 
-def _casts(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> Iterator[duckdb.Expression]:
+def cast_of(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], column: str
+) -> duckdb.Expression:
+    """Return the expression for one column as the contract types it."""
+    (way,) = (way for name, way, _ in _casts(rows, contract) if name == column)
+    return way
+
+
+def _casts(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]
+) -> Iterator[tuple[str, duckdb.Expression, bool]]:
+    """Yield each column of the contract, its expression, and whether every value fits."""
     types = {name.lower(): type_.id for name, type_ in zip(rows.columns, rows.types, strict=True)}
     for column, cast in _contract_casts(contract):
-        raw, way = ColumnExpression(column), cast.way(types[column])
-        if way is None:  # `check` has refused it
+        way = cast.way(types[column])
+        if way is None:  # `check_columns` has refused it
             raise SyncError(f"{column}: not {cast.what}")
-        yield way(raw).alias(column)
-        if types[column] not in cast.exact:
-            yield FunctionExpression("misfit", raw, way(raw)).alias(MISFIT.format(column))
+        yield column, way(ColumnExpression(column)), types[column] in cast.exact
 
 
 def _contract_casts(contract: type[dy.Schema]) -> list[tuple[str, _Cast]]:

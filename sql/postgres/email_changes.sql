@@ -29,11 +29,9 @@ WITH waiting AS (
     LEFT JOIN crm.email_suppressions AS s ON s.user_id = q.user_id
     WHERE
         q.status = 'pending'
-        -- The hash of shard_of in sql/warehouse/session.sql.
         AND (
             $3::int = 1
-            OR ('x' || substr(md5(convert_to(q.user_id, 'UTF8')), 1, 8))::bit(32)::bigint
-            % $3::int = $2::int
+            OR etl.shard_of(q.user_id, $3::int) = $2::int
         )
 )
 

@@ -70,14 +70,13 @@ revived AS (
     RETURNING q.id
 ),
 
--- The queue's part for this shard, by the hash of shard_of in sql/warehouse/session.sql.
+-- The queue's part for this shard.
 mine AS NOT MATERIALIZED (
     SELECT *
     FROM crm.email_queue
     WHERE
         $2::int = 1
-        OR ('x' || substr(md5(convert_to(user_id, 'UTF8')), 1, 8))::bit(32)::bigint
-        % $2::int = $1::int
+        OR etl.shard_of(user_id, $2::int) = $1::int
 ),
 
 told AS (

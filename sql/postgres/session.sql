@@ -1,5 +1,5 @@
--- What every connection of the service sets for itself, whatever server, database, role and
--- environment say. $1 and $2 are milliseconds that a statement may take and that it may wait for a
+-- What every transaction of the service sets, for its own length, whatever server, database, role
+-- and environment say. $1 and $2 are milliseconds that a statement may take and that it may wait for a
 -- lock. Only the encoding must come with the connection itself (see etl/postgres/login.py).
 --
 -- Names have their schema here because search_path is not set yet. A setting that this version of
@@ -7,7 +7,7 @@
 -- superuser may set session_replication_role.
 SELECT
     pg_catalog.pg_backend_pid() AS pid,
-    pg_catalog.count(pg_catalog.set_config(s.name, s.value, false)) AS changed
+    pg_catalog.count(pg_catalog.set_config(s.name, s.value, true)) AS changed
 FROM (
     VALUES
     -- A function of our SQL is Postgres's own, whoever may make others.

@@ -35,7 +35,7 @@ END;
 CREATE TEMP MACRO as_utc_moment(x) AS make_timestamptz(epoch_us(as_naive_moment(x)));
 
 -- What did not fit, as it stood in the mart.
-CREATE TEMP MACRO misfit(x, cast_x) AS CASE
+CREATE TEMP MACRO uncastable(x, cast_x) AS CASE
     WHEN x IS NOT NULL AND cast_x IS NULL THEN CAST(x AS VARCHAR)
 END;
 

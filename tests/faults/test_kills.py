@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -20,7 +19,6 @@ from scenes import (
     USERS,
     clock,
     each_is_old_or_new,
-    full_only,
     nothing_is_left,
     run,
     settled,
@@ -65,33 +63,6 @@ def test_a_run_killed_at_any_moment_did_all_or_nothing_and_the_next_completes_it
     assert not select("SELECT FROM etl.sync_runs WHERE status NOT IN ('ok', 'failed')")
 
 
-@full_only
-@pytest.mark.timeout(300)
-def test_of_a_killed_walk_over_shards_each_shard_is_old_or_new(
-    environment: Path, select: Select, keys: redis.Redis
-) -> None:
-    sync, shards = "user_segments", 4
-    moments = random.Random("killed walk")
-    marts = two_marts(environment.parent, USERS[sync] // 4)
-    states, _ = settled(sync, marts, select, keys)
-    by_shard = [shard_states(sync, mart, shards, select) for mart in marts]
-    begun = time.monotonic()
-    run(sync, marts[1], shards=shards)
-    seconds = time.monotonic() - begun
-
-    with ready(sync, marts[0], shards) as first, ready(sync, marts[1], shards) as second:
-        for number in range(8):
-            new = number % 2
-            before = clock(select)
-            (first, second)[new].killed_after(moments.uniform(0, seconds))
-
-            assert soon(lambda: nothing_is_left(select), 3)
-            done = statuses_since(before, select).count("ok")
-            assert in_shards(select, shards) == by_shard[new][:done] + by_shard[1 - new][done:]
-            run(sync, marts[new])
-            assert state(sync, select, keys) == states[new]
-
-
 def test_the_server_notices_in_a_second_that_a_run_was_killed_in_the_middle_of_a_statement(
     mart: Mart, select: Select
 ) -> None:
@@ -110,12 +81,12 @@ def test_the_server_notices_in_a_second_that_a_run_was_killed_in_the_middle_of_a
 class Ready:
     """Processes that have imported everything and wait for the word, one after the other."""
 
-    def __init__(self, sync: str, warehouse: Path, shards: int) -> None:
+    def __init__(self, sync: str, warehouse: Path) -> None:
         code = (
             f"import sys; from etl import {sync} as sync, cache, warehouse\n"
             "import adbc_driver_postgresql.dbapi\n"
             f"print('ready', flush=True); sys.stdin.readline()\n"
-            f"sync.sync(force=True, wait=3, shards={shards})"
+            "sync.sync(force=True, wait=3)"
         )
         self._arguments = ["-c", code]
         self._warehouse = str(warehouse)
@@ -140,23 +111,8 @@ class Ready:
 
 
 @contextmanager
-def ready(sync: str, warehouse: Path, shards: int = 1) -> Iterator[Ready]:
-    processes = Ready(sync, warehouse, shards)
+def ready(sync: str, warehouse: Path) -> Iterator[Ready]:
+    processes = Ready(sync, warehouse)
     yield processes
     processes.process.kill()
     processes.process.communicate()
-
-
-def shard_states(sync: str, mart: Path, shards: int, select: Select) -> list[Any]:
-    run(sync, mart)
-    return in_shards(select, shards)
-
-
-def in_shards(select: Select, shards: int) -> list[Any]:
-    rows = select(
-        "SELECT ('x' || substr(md5(user_id), 1, 8))::bit(32)::bigint % $1::int AS shard,"
-        " md5(string_agg(user_id || segment || total_searches || lifetime_value, ','"
-        " ORDER BY user_id)) AS digest FROM crm.user_segments GROUP BY 1 ORDER BY 1",
-        shards,
-    )
-    return [row["digest"] for row in rows]

@@ -36,7 +36,7 @@ from demo.embedded import Servers, running
 from etl import postgres
 from etl.errors import SyncError
 from etl.init_db import init_db
-from etl.result import COMMON, SyncResult
+from etl.result import COMMON_COUNTS, SyncResult
 from etl.settings import Settings
 
 USERS = 2_000
@@ -92,7 +92,9 @@ def test_a_run_that_loses_postgres_goes_on_when_it_is_back(  # noqa: PLR0917
         assert counts(result) == expected[number % 2], point
         assert statuses_since(before, select) == ["ok"], point
         row = last_run(select, sync)
-        assert [row[name] for name in COMMON] == [result.get(name) for name in COMMON], point
+        assert [row[name] for name in COMMON_COUNTS] == [
+            result.get(name) for name in COMMON_COUNTS
+        ], point
         assert (row["run_id"], row["error"]) == (result["run_id"], None), point
         assert soon(lambda: nothing_is_left(select), 3), point
 

@@ -1,0 +1,98 @@
+"""COPY rows to a temporary table."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, Protocol
+
+import pyarrow as pa
+
+from etl.errors import SyncError
+from etl.plumbing import log
+from etl.postgres.query import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from adbc_driver_manager.dbapi import Connection as Raw
+
+    from etl.postgres.session import Call, Connection
+
+
+class Batches(Protocol):
+    """A stream of Arrow batches of one schema."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The names and types of the columns."""
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]: ...
+
+
+# Batches that wait for the driver, which buffers the COPY message of each as a whole.
+_BATCHES_AHEAD = 2
+
+
+def copy_to_temp(connection: Connection, table: str, batches: Batches, rows: int = 0) -> None:
+    """COPY Arrow batches to a temporary table of this transaction.
+
+    While the driver sends one batch, the next is made. The caller drops the table before it
+    commits.
+
+    Args:
+        connection: the session.
+        table: a name; a table that bears it already makes way.
+        batches: of some 65,536 rows each, and their `schema`.
+        rows: how many there are in all, for who watches the log; 0: not known.
+
+    Raises:
+        SyncError: Postgres did not take them all.
+    """
+    execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
+    queue: Queue[pa.RecordBatch | None] = Queue(_BATCHES_AHEAD)
+    copy = connection.submit(partial(_ingest, table=table, schema=batches.schema, queue=queue))
+    sent = 0
+    try:
+        for batch in batches:
+            if not _put(queue, batch, copy):
+                break  # it has failed or is stuck, as its result tells
+            sent += batch.num_rows
+            log.event("rows.copied", logging.DEBUG, rows=sent, of=rows)
+    except BaseException:
+        with suppress(Empty):  # what was not sent need not be
+            while True:
+                queue.get_nowait()
+        raise
+    finally:
+        _put(queue, None, copy)
+    if (taken := copy.result()) != sent:
+        raise SyncError(f"pg_temp.{table}: {sent:,} rows were sent and {taken:,} taken; run again")
+    # Without statistics the planner takes a million staged rows for a thousand. It need not know
+    # much more than how many they are.
+    execute(connection, "SET LOCAL default_statistics_target = 10")
+    execute(connection, f'ANALYZE pg_temp."{table}"')
+
+
+def _put(
+    queue: Queue[pa.RecordBatch | None], batch: pa.RecordBatch | None, copy: Call[int]
+) -> bool:
+    """Wait until the driver has room for a batch; False: it takes no more."""
+    while not copy.is_over():
+        with suppress(Full):
+            queue.put(batch, timeout=0.1)
+            return True
+    return False
+
+
+def _ingest(raw: Raw, table: str, schema: pa.Schema, queue: Queue[pa.RecordBatch | None]) -> int:
+    def batches() -> Iterator[pa.RecordBatch]:
+        while (batch := queue.get()) is not None:
+            yield batch
+
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    with raw.cursor() as cursor:
+        rows: int = cursor.adbc_ingest(table, reader, mode="create", temporary=True)
+        return rows

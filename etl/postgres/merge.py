@@ -1,0 +1,98 @@
+"""Merge staged rows into a table, and count what Postgres answers that it did."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from etl.errors import SyncError
+from etl.plumbing import log
+from etl.postgres.query import query
+
+if TYPE_CHECKING:
+    from etl.postgres.session import Connection
+
+UNIQUE_VIOLATION = "23505"
+_NOT_SUPPORTED = "0A000"  # such as a rule on a table that a WITH query writes
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A statement that writes staged rows to a table and returns one row of counts.
+
+    Attributes:
+        name: of the file in sql/postgres.
+        table: its target.
+        counts: all that it returns, beside `unwritten`: how many staged rows no RETURNING answered.
+        recount: the statement which tells how many of these nobody else is the reason for; none
+            where another session cannot be one.
+    """
+
+    name: str
+    table: str
+    counts: frozenset[str]
+    recount: str | None = None
+
+
+def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, int]:
+    """Run a merge over the staged tables; return its counts.
+
+    Raises:
+        SyncError: it failed, or left out staged rows, or does not return the counts it is to.
+    """
+    log.event("merge.started", logging.DEBUG, merge=what.name)
+    begun = time.perf_counter()
+    (counts,) = write(connection, what.table, what.name, *parameters)
+    _check_names(what, counts)
+    if (unwritten := counts.pop("unwritten")) and what.recount:
+        unwritten = query(connection, what.recount)[0]["rows"]
+    refuse_unwritten(connection, what.table, unwritten)
+    log.event("merge.done", merge=what.name, seconds=round(time.perf_counter() - begun, 3))
+    return counts
+
+
+def write(connection: Connection, table: str, name: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Run sql/postgres/<name>.sql, which writes to a table; return the rows it answers.
+
+    Raises:
+        SyncError: it failed; where a rule on the table is the reason, that is named.
+    """
+    try:
+        return query(connection, name, *parameters)
+    except SyncError as error:
+        if error.sqlstate == _NOT_SUPPORTED:
+            connection.rollback()
+            error.args = (f"{error}; {_suspects(connection, table)}",)
+        raise
+
+
+def refuse_unwritten(connection: Connection, table: str, rows: int) -> None:
+    """End a run whose target dropped rows in silence.
+
+    Raises:
+        SyncError: `rows` is not 0; it names the triggers and rules that may be the reason.
+    """
+    if rows:
+        raise SyncError(
+            f"{table}: {rows:,} rows were to be written or deleted and were not, so all was rolled"
+            f" back; {_suspects(connection, table)}"
+        )
+
+
+def _suspects(connection: Connection, table: str) -> str:
+    found = [row["name"] for row in query(connection, "droppers", table)]
+    if not found:
+        return "the table has no trigger or rule that drops rows; run again"
+    return f"the likely cause is on the table: {', '.join(found)}; mend it or disable it"
+
+
+def _check_names(what: Merge, counts: dict[str, Any]) -> None:
+    """A count by another name would be lost, and with it a guard or a figure of the result."""
+    expected = what.counts | {"unwritten"}
+    wrong = [f"{name} is missing" for name in sorted(expected - counts.keys())]
+    wrong += [f"{name} is not known" for name in sorted(counts.keys() - expected)]
+    wrong += [f"{name} is null" for name in sorted(counts) if counts[name] is None]
+    if wrong:
+        raise SyncError(f"sql/postgres/{what.name}.sql: wrong counts: {', '.join(wrong)}")

@@ -1,0 +1,310 @@
+"""One attempt of a run: what it was asked, what it read, staged and counted.
+
+A `Job` never changes. A `Run` belongs to one attempt, with a connection and a temporary folder
+of its own; when a server is lost, the next attempt begins with a new one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import polars as pl
+
+from etl import postgres, warehouse
+from etl.errors import SyncError
+from etl.plumbing import log
+from etl.result import Outcome, SyncResult, count_names
+from etl.run import contract, guards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
+
+    import dataframely as dy
+    import pyarrow as pa
+
+    from etl.options import Options
+    from etl.postgres import Call, Connection, Merge
+    from etl.settings import Settings
+    from etl.warehouse import Batches, Spool
+
+# Rows of a mart that is synced for the first time.
+_UNKNOWN_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What never changes in a run, however often it is attempted."""
+
+    sync: str
+    settings: Settings
+    options: Options
+    needs_postgres: bool = True
+    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """The shard to load; (0, 1) is the whole mart."""
+        index, of = self.options.shard or (0, 1)
+        return int(index), int(of)
+
+
+@dataclass(frozen=True)
+class PreviousRun:
+    """The last ok run of a sync."""
+
+    mart_rows: int
+    began_at: dt.datetime
+    shards: int = 1
+    written: Mapping[int, int] = field(default_factory=dict)  # keys, by shard
+    warning: str | None = None  # what it said beside its counts; None: not known
+
+    def keys(self, shard: tuple[int, int]) -> int:
+        """About how many keys this shard had; fewer, where that is not known exactly."""
+        index, shards = shard
+        if shards == self.shards and index in self.written:
+            return self.written[index]
+        if not self.written:
+            return 0
+        expected = sum(self.written.values()) * self.shards / len(self.written) / shards
+        if shards == 1 and len(self.written) == self.shards:
+            return round(expected)
+        # A hash does not cut evenly: shards differ by the root of what is in them.
+        return max(round(expected - 3 * math.sqrt(expected)), 0)
+
+
+@dataclass
+class Run:
+    """One attempt, handed to the sync's `load`."""
+
+    job: Job
+    number: int = 0  # of the attempt; more than 1: a server was lost
+    in_ledger: bool = False  # the run is one to be recorded, and the ledger was within reach
+    folder: Path = Path()  # for what is spooled
+    connection: Connection | None = None  # None: Postgres is away, and the sync can do without
+    previous: PreviousRun | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: guards.Metrics = field(init=False)
+    rejects: contract.Rejects | None = None
+    columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
+    outcomes: list[Outcome] = field(default_factory=list)
+    warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
+    unmapped: dict[str, int] = field(default_factory=dict)  # users by segment without a template
+    staged: list[str] = field(default_factory=list)
+    checked: bool = False  # the guards have looked
+    finishing: bool = False  # the ledger's row is written but not committed
+    committing: bool = False  # a commit was asked for, and its answer has not come
+
+    def __post_init__(self) -> None:
+        self.metrics = guards.Metrics(shards=self.job.shard[1], now=self.job.started_at)
+
+    @property
+    def options(self) -> Options:
+        """How to run."""
+        return self.job.options
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the run."""
+        return self.job.settings
+
+    @property
+    def postgres(self) -> Connection:
+        """The connection that holds the lock and the open transaction."""
+        if self.connection is None:
+            raise SyncError(f"{self.job.sync}: not connected to Postgres")
+        return self.connection
+
+    @property
+    def as_of(self) -> dt.datetime:
+        """When the mart was built, by its accepted rows; when they do not say so, now."""
+        return self.metrics.built_at or self.job.started_at
+
+    def read(
+        self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
+    ) -> Spool:
+        """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
+
+        The others are in `rejects` afterwards, and the guards' figures in `metrics`. The
+        warehouse's file is closed when this returns.
+
+        Args:
+            schema: the contract.
+            reshape: what to make of a batch. A batch has all rows of its keys, and keys come in
+                their order, within a batch and from batch to batch.
+
+        Raises:
+            SyncError: the mart cannot be read; see `warehouse.open_mart`.
+        """
+        begun, job = time.perf_counter(), self.job
+        validator = contract.Validator(schema, self.settings.reject_limit, job.started_at)
+        with warehouse.open_mart(
+            job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
+        ) as mart:
+            frames = (reshape(validator.valid_rows(frame)) for frame in mart.frames())
+            batches = warehouse.to_batches(frames)
+            spool = warehouse.write(batches, self.folder / "mart", schema.primary_key())
+        self.columns, self.rejects = mart.columns, validator.rejects()
+        rejects = self.rejects
+        log.event("mart.read", rows=validator.rows, seconds=_since(begun))
+        if rejects.total:
+            log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
+        self.counts.update(extracted=validator.rows, rejected=rejects.total, deleted=0)
+        # Of the other shards nobody knows which rows will be accepted.
+        whole = mart.stats or warehouse.Stats(validator.rows, validator.built_at)
+        self.metrics.mart_rows, self.metrics.built_at = whole.rows, whole.built_at
+        self.metrics.previous_mart_rows = self.previous.mart_rows if self.previous else None
+        self.metrics.extracted, self.metrics.rejected = validator.rows, rejects.total
+        return spool
+
+    def read_target(self, table: str, schema: type[dy.Schema]) -> Call[Spool] | None:
+        """Start reading what the target holds, by sql/postgres/<sync>_current.sql.
+
+        Args:
+            table: its name, with the schema.
+            schema: the contract, for its key.
+
+        Returns:
+            The call to wait for. None where reading costs more than it saves: for one shard,
+            because the server has to hash every key, and of a target that has many more rows than
+            the mart, or none.
+        """
+        (stats,) = postgres.query(self.postgres, "table_stats", table)
+        expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
+        pays = stats["bytes"] and stats["rows"] <= 2 * expected and not self.options.shard
+        if not (pays or self.options.delete_missing):
+            return None
+
+        def spool(batches: pa.RecordBatchReader) -> Spool:
+            target = warehouse.write(batches, self.folder / "target", schema.primary_key())
+            self.metrics.target_rows = target.rows
+            return target
+
+        postgres.query(self.postgres, "set_shard", *self.job.shard)
+        return postgres.stream(self.postgres, f"{self.job.sync}_current", spool)
+
+    def stage(self, table: str, rows: Spool, target: Spool | None) -> None:
+        """COPY rows to a temporary table: where a target is given, only those it does not hold."""
+        if target is None:
+            self.copy(table, rows.batches(), rows.rows)
+        else:
+            with warehouse.differing(rows, target) as changed:
+                self.copy(table, changed)
+
+    def stage_missing(self, table: str, target: Spool, rows: Spool) -> None:
+        """COPY the keys that the target holds and the mart, rejected rows included, does not."""
+        keys = warehouse.to_batches([self.rejected_keys()])
+        rejected = warehouse.write(keys, self.folder / "rejected", rows.key)
+        with warehouse.missing(target, [rows, rejected]) as gone:
+            self.copy(table, gone)
+
+    def copy(self, table: str, batches: Batches, rows: int = 0) -> None:
+        """COPY Arrow batches to a temporary table that goes with the transaction."""
+        self.staged.append(table)
+        postgres.copy_to_temp(self.postgres, table, batches, rows)
+
+    def drop_staged(self) -> None:
+        """Drop the temporary tables, which a pooler would hand to another client."""
+        for table in self.staged:
+            postgres.execute(self.postgres, f'DROP TABLE IF EXISTS pg_temp."{table}"')
+
+    def merge(self, what: Merge, *parameters: object) -> dict[str, int]:
+        """Run a merge over the staged tables; return its counts. See `postgres.merge`."""
+        return postgres.merge(self.postgres, what, *parameters)
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo no more than a block where that fails."""
+        return postgres.savepoint(self.postgres)
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Take over what a merge counted: into the result, the guards' figures, or both.
+
+        Raises:
+            SyncError: neither knows a count by that name, which would switch off a guard.
+        """
+        for name, count in counts.items():
+            in_result, in_metrics = name in count_names(self.job.sync), hasattr(self.metrics, name)
+            if not (in_result or in_metrics):
+                raise SyncError(f"{self.job.sync}: nobody knows what to do with the count {name}")
+            if in_result:
+                self.counts[name] = count
+            if in_metrics:
+                setattr(self.metrics, name, count)
+
+    def add_outcomes(self, outcomes: Iterable[Outcome]) -> None:
+        """Keep what a dry run says would become of the mails.
+
+        Users are named only where that was asked for, because a scheduler keeps what it is given.
+        """
+        for outcome in outcomes:
+            if not self.options.name_users:
+                outcome.pop("users", None)
+            self.outcomes.append(outcome)
+
+    def rejected_keys(self) -> pl.DataFrame:
+        """Return user_id str: those whose rows were set aside; they have not left the mart."""
+        keys = self.rejects.keys if self.rejects else pl.Series([], dtype=pl.String)
+        return pl.DataFrame({"user_id": keys}).filter(contract.without_nul(pl.col("user_id")))
+
+    def expect_keys(self, keys: int, ttl: int) -> None:
+        """Tell the guards how many keys the run would write, and that they last `ttl` seconds."""
+        previous, metrics = self.previous, self.metrics
+        metrics.keys = keys
+        metrics.previous_keys = previous.keys(self.job.shard) if previous else 0
+        metrics.rows_without_keys = 0 if keys else metrics.extracted - metrics.rejected
+        written_at = previous.began_at if previous else None
+        metrics.expiry_note = guards.expiry_note(written_at, ttl, metrics.now)
+
+    def check_guards(self) -> None:
+        """Let the guards look at the figures, once; `force` goes past them.
+
+        Raises:
+            Refused: a guard fired.
+        """
+        if self.checked:
+            return
+        self.checked = True
+        if not self.options.force:
+            guards.check(self.metrics, self.settings)
+        elif fired := guards.fired(self.metrics, self.settings):
+            log.warning("guards.forced", reason="; ".join(fired))
+
+    def log_warnings(self) -> None:
+        """Log the warnings, and the segments without a template."""
+        if self.unmapped:
+            log.event("segments.unmapped", users=self.unmapped)
+        for name, reason in self.warnings.items():
+            log.warning(name, reason=reason)
+
+    def close(self) -> None:
+        """End the session; what it did not commit is undone."""
+        if self.connection is not None:
+            self.connection.close()
+
+    def result(self, status: str, error: str | None = None) -> SyncResult:
+        """Return the counts so far, as the caller gets them."""
+        result = {
+            "sync": self.job.sync,
+            "run_id": self.job.run_id,
+            "status": status,
+            "dry_run": self.options.dry_run,
+            **{name: self.counts.get(name) for name in count_names(self.job.sync)},
+            "seconds": _since(self.job.begun),
+            **({"unmapped_segments": self.unmapped} if self.unmapped else {}),
+            **({"warnings": list(self.warnings.values())} if self.warnings else {}),
+            **({"outcomes": self.outcomes} if self.outcomes else {}),
+            **({"error": error} if error else {}),
+        }
+        return cast("SyncResult", result)
+
+
+def _since(begun: float) -> float:
+    return round(time.perf_counter() - begun, 3)

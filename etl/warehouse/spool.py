@@ -1,0 +1,124 @@
+"""Rows on disk: Arrow files in a run's temporary folder, compared by DuckDB out of core.
+
+A run needs the rows of its mart more than once (to count, to compare, to load) and closes the
+warehouse's file before it writes. On disk they take no memory, however many they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+from duckdb import ColumnExpression, DuckDBPyRelation
+
+from etl.plumbing import queries
+from etl.warehouse import file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+# Rows of a batch: 3 MB as Arrow, of which checking and reshaping make several times that. Half
+# of it would save 40 MB of memory, and checking would take a third longer.
+BATCH_ROWS = 65_536
+
+# A hash join of ten million rows with ten million works in this; each further one takes more.
+_JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 200_000_000, 10, 20_000_000
+
+
+@dataclass(frozen=True)
+class Spool:
+    """Rows in a file, readable any number of times."""
+
+    path: Path
+    schema: pa.Schema
+    key: list[str]
+    rows: int
+
+    def batches(self) -> Batches:
+        """Stream the rows as Arrow batches, in the order in which they were written."""
+        return Batches(self.schema, self._batches())
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Stream the rows as Polars frames, one a batch; one frame at least."""
+        if not self.rows:
+            yield pl.DataFrame(pl.from_arrow(self.schema.empty_table()))
+        for batch in self._batches():
+            yield pl.DataFrame(pl.from_arrow(batch))
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        # Not memory-mapped: mapped pages count as memory of the process.
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
+            yield from batches
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A stream of Arrow batches of one schema, to be read once."""
+
+    schema: pa.Schema
+    stream: Iterator[pa.RecordBatch]
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self.stream
+
+
+def to_batches(frames: Iterable[pl.DataFrame]) -> Batches:
+    """Stream frames of the same columns, one at least, as Arrow batches."""
+    tables = (frame.to_arrow() for frame in frames)
+    first = next(tables)
+    return Batches(
+        first.schema, (batch for table in chain([first], tables) for batch in table.to_batches())
+    )
+
+
+def write(batches: Batches | pa.RecordBatchReader, path: Path, key: Sequence[str]) -> Spool:
+    """Write batches to a new file."""
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches.schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return Spool(path, batches.schema, list(key), rows)
+
+
+def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBatchReader]:
+    """Stream the rows that the target lacks or holds with another value, in the order of the key.
+
+    A value is compared after it was cast to its type in `rows`; nulls equal nulls, and what cannot
+    be cast equals nothing. Postgres hands over numerics as text, so that money is compared exactly.
+    """
+    return _anti_join(rows, [target], rows.schema.names)
+
+
+def missing(keys: Spool, others: Sequence[Spool]) -> AbstractContextManager[pa.RecordBatchReader]:
+    """Stream the keys that none of the others holds, in their order."""
+    return _anti_join(keys, others, keys.key)
+
+
+@contextmanager
+def _anti_join(
+    rows: Spool, others: Sequence[Spool], columns: Sequence[str]
+) -> Iterator[pa.RecordBatchReader]:
+    total = rows.rows + sum(other.rows for other in others)
+    memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
+    with file.in_memory(rows.path.parent, memory) as connection:
+        mine = connection.from_arrow(_reader(rows)).select(*columns)
+        types = dict(zip(mine.columns, mine.types, strict=True))
+        casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
+        theirs = [connection.from_arrow(_reader(other)).select(*casts) for other in others]
+        mine.create_view("mine")
+        reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
+        found = connection.sql(queries.load("warehouse", "anti_join"))
+        with found.sort(*map(ColumnExpression, rows.key)).to_arrow_reader(BATCH_ROWS) as reader:
+            yield reader
+
+
+def _reader(rows: Spool) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(rows.schema, rows.batches())

@@ -1,0 +1,167 @@
+"""A mart as a stream in the order of its key, in batches that fit into memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
+
+from etl.warehouse import errors, file, marts, types
+from etl.warehouse.spool import BATCH_ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import dataframely as dy
+
+    from etl.settings import Settings
+
+# A mart's clock may be so much ahead of ours. A row that was built later than that is wrong, and
+# must not make all others look old.
+SKEW = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the guards ask about a mart as a whole."""
+
+    rows: int
+    built_at: dt.datetime | None  # the newest of its rows, less those that cannot be right
+
+
+@dataclass(frozen=True)
+class Mart:
+    """A mart whose file is open."""
+
+    relation: duckdb.DuckDBPyRelation  # the rows of the shard at hand, typed, in the key's order
+    key: str
+    columns: frozenset[str]  # of the query, less those that are NULL by its text
+    stats: Stats | None  # of all shards, where only one is read
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """Stream the rows in the order of the key; all rows of a key come in one frame."""
+        with self.relation.to_arrow_reader(BATCH_ROWS) as reader:
+            empty = True
+            frames = (_frame(batch) for batch in reader)
+            for frame in _cut_between_keys(frames, self.key):
+                empty = False
+                yield frame
+            if empty:
+                yield _frame(reader.schema.empty_table())
+
+
+@contextmanager
+def open_mart(
+    name: str,
+    contract: type[dy.Schema],
+    settings: Settings,
+    shard: tuple[int, int],
+    *,
+    spill: Path,
+    now: dt.datetime,
+) -> Iterator[Mart]:
+    """Open the warehouse for the length of a block and run sql/warehouse/<name>.sql.
+
+    The rows have the contract's names and types. A value that does not fit its type is null and
+    stands as text in the column `uncastable <name>`, which is there only when it has something to
+    say. While the block lasts, dbt in another process cannot write to the file.
+
+    Args:
+        name: the sync, hence the query; a file of that name in ETL_SQL_DIR comes first.
+        contract: the columns to return; its dtypes choose the casts.
+        settings: the warehouse file, MART_SCHEMA and ETL_SQL_DIR.
+        shard: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all.
+        spill: a folder for what does not fit into memory.
+        now: the run's clock.
+
+    Raises:
+        SyncError: the file cannot be opened, the mart is not found, or columns are missing
+            or of a type that cannot serve; every offender is named.
+    """
+    path = Path(settings.duckdb_path)
+    query = marts.load_query(name, settings)
+    with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
+        try:
+            query = marts.statement(connection, query)
+            marts.check_files(connection, query, path.absolute().parent)
+            if columns := marts.resolve_tables(connection, query, settings.mart_schema):
+                marts.check_names(columns, query)
+            rows = connection.sql(query.sql)
+            types.check_columns(rows, contract, query.source)
+            yield _mart(rows, contract, shard, now)
+        # The two others come of Arrow, when it is handed the rows.
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            advice = f"correct {query.source} or the mart"
+            raise errors.to_sync_error(error, path, advice) from None
+
+
+def read(
+    name: str, contract: type[dy.Schema], settings: Settings, shard: tuple[int, int] = (0, 1)
+) -> pl.DataFrame:
+    """Read a mart as a whole, for a notebook; see `open_mart`.
+
+    Returns:
+        The columns of the contract, in the order of the key; rows that break the contract are
+        among them.
+    """
+    now = dt.datetime.now(dt.UTC)
+    with (
+        tempfile.TemporaryDirectory() as spill,
+        open_mart(name, contract, settings, shard, spill=Path(spill), now=now) as mart,
+    ):
+        return pl.concat(mart.frames(), how="diagonal")
+
+
+def _mart(
+    rows: duckdb.DuckDBPyRelation,
+    contract: type[dy.Schema],
+    shard: tuple[int, int],
+    now: dt.datetime,
+) -> Mart:
+    key, columns = contract.primary_key()[0], types.not_null(rows)
+    cast_key = types.cast_of(rows, contract, key)
+    (index, of), mine, stats = shard, rows, None
+    if of > 1:
+        hashed = FunctionExpression("shard_of", cast_key, ConstantExpression(of))
+        mine = rows.filter(hashed == ConstantExpression(index))
+        stats = _stats(types.cast_to_contract(rows, contract), contract, now)
+    # Sorted before the casts, which add a column to most.
+    return Mart(types.cast_to_contract(mine.sort(cast_key), contract), key, columns, stats)
+
+
+def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
+    built_at = ColumnExpression("built_at")
+    possible = built_at <= ConstantExpression(now + SKEW)
+    for name, column in contract.columns().items():
+        if not column.nullable:
+            possible &= ColumnExpression(name).isnotnull()
+    newest = FunctionExpression("max", CaseExpression(possible, built_at)).alias("built_at")
+    figures = rows.aggregate([FunctionExpression("count").alias("rows"), newest])
+    return Stats(**figures.to_arrow_table().to_pylist()[0])
+
+
+def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
+    return types.drop_empty_cast_errors(pl.DataFrame(pl.from_arrow(rows)))
+
+
+def _cut_between_keys(frames: Iterable[pl.DataFrame], key: str) -> Iterator[pl.DataFrame]:
+    """Move the last key's rows of each frame to the next, which may have more of them."""
+    rest: list[pl.DataFrame] = []
+    for frame in frames:
+        last = frame[key][-1]
+        # Nulls come last and belong to nobody, so that they may be parted.
+        start = len(frame) if last is None else int(frame[key].search_sorted(last))
+        if start:
+            yield pl.concat([*rest, frame.head(start)], how="diagonal")
+            rest = []
+        rest.append(frame.slice(start))
+    if rest:
+        yield pl.concat(rest, how="diagonal")
