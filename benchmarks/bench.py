@@ -42,7 +42,6 @@ STEPS = {
 }
 
 REDIS_DATABASES = {"the limit": 1, "searchflow": 0, "by hand": 2}
-SHARD_ROWS = 1_000_000
 
 
 def main() -> None:
@@ -53,12 +52,12 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)  # the servers may run as another user
         print(f"making marts of {arguments.users:,} users", flush=True)
-        files = marts.build(folder, arguments.users, arguments.shards_users)
+        files = marts.build(folder, arguments.users, arguments.large_users)
         with running(folder / "servers", settings=SERVER) as servers:
             bench = Bench(servers, folder, files, arguments.users)
             bench.prepare(others)
             cases = [*bench.segments(), *bench.mails(), *bench.recommendations(), *bench.small()]
-            large = list(bench.large(arguments.shards_users)) if arguments.shards_users else []
+            large = list(bench.large(arguments.large_users)) if arguments.large_users else []
             for number in range(arguments.rounds):
                 print(f"round {number + 1} of {arguments.rounds}", flush=True)
                 for case in cases:
@@ -158,19 +157,18 @@ class Bench:
             [sys.executable, "-m", "etl", "--help"],
             self.environment,
             lambda: None,
-            lambda printed: require("--shards" in printed, f"no help in {printed!r}"),
+            lambda printed: require("--dry-run" in printed, f"no help in {printed!r}"),
         )
 
     def large(self, wanted: int) -> Iterator[Case]:
-        """user_segments in shards: loaded once, then again with nothing changed."""
+        """user_segments of a larger mart: loaded once, then again with nothing changed."""
         rows, table = self.users * marts.copies(self.users, wanted), "crm.user_segments"
-        shards = max(2, rows // SHARD_ROWS)
         prepare = {"first load": self.database.empty, "nothing changed": self.database.rest}
         for step, begin in prepare.items():
             yield Case(
-                f"user_segments in {shards} shards, {step}",
+                f"user_segments of {rows:,}, {step}",
                 "searchflow",
-                searchflow("user_segments", f"--shards={shards}"),
+                searchflow("user_segments"),
                 self._with("large"),
                 partial(begin, table),
                 lambda _: self.database.expect(table, self.digest("large", rows)),
@@ -217,7 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", default="", help="whom to leave out: by hand,dlt,drt")
     parser.add_argument(
-        "--shards-users", type=int, default=0, help="add a run in shards of so many"
+        "--large-users", type=int, default=0, help="add a mart of so many users"
     )
     parser.add_argument("--name", help="of the files in results/; the date when not given")
     return parser.parse_args()

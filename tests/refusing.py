@@ -119,8 +119,12 @@ def german(beside: Servers) -> Iterator[Server]:
 
 
 @contextmanager
-def pgbouncer(beside: Servers) -> Iterator[int]:
-    """PgBouncer in transaction mode before the tests' Postgres; databases that fail in ways."""
+def pgbouncer(
+    beside: Servers,
+    mode: str = "transaction",
+    settings: str = "query_wait_timeout = 1\nmax_client_conn = 4",
+) -> Iterator[int]:
+    """PgBouncer before the tests' Postgres; beside `searchflow` databases that fail in ways."""
     program = needs("pgbouncer")
     environment = beside.environment
     target = f"host=127.0.0.1 port={beside.postgres_port}"
@@ -135,8 +139,8 @@ def pgbouncer(beside: Servers) -> Iterator[int]:
             "down = host=127.0.0.1 port=1\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\n"
-            "query_wait_timeout = 1\nmax_client_conn = 4\nserver_login_retry = 1\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\n"
+            f"{settings}\nserver_login_retry = 1\n"
         )
         for path in (users, config):
             hand_over(path, beside.postgres.account)

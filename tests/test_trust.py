@@ -107,6 +107,15 @@ def test_a_table_of_an_untrusted_owner_is_not_touched(
         assert _refusal(program).startswith(f"{table}: owned by mallory")
 
 
+def test_a_function_of_an_untrusted_owner_is_not_called(servers: Servers, mallory: None) -> None:
+    as_superuser(servers, "ALTER FUNCTION etl.shard_of OWNER TO mallory")
+    try:
+        for program in PROGRAMS:
+            assert _refusal(program).startswith("function etl.shard_of: owned by mallory")
+    finally:
+        as_superuser(servers, "ALTER FUNCTION etl.shard_of OWNER TO postgres")
+
+
 def test_a_partition_of_an_untrusted_owner_is_not_touched(servers: Servers, mallory: None) -> None:
     as_superuser(
         servers,

@@ -20,6 +20,10 @@ CUT = re.compile(
 )
 
 
+# What PgBouncer says where each statement may go to another session.
+STATEMENT_POOLING = re.compile("transaction blocks not allowed in statement pooling mode")
+
+
 @dataclass(frozen=True)
 class Cause:
     """A pattern of `<who> <words>`, what to do, and whether the same may succeed in a moment."""
@@ -60,6 +64,10 @@ _CAUSES = (
         "; the pooler gets no connection to Postgres: is that up, and is the pool large enough"
         " (default_pool_size)?",
         passes=True,
+    ),
+    Cause(
+        rf"refused {STATEMENT_POOLING.pattern}",
+        "; a run is a transaction: let the pooler have pool_mode = transaction, or session",
     ),
     Cause(r"08(000|001|003|006) ", passes=True),
     Cause(r"40(001|P01) ", "; another session was in the way: run again", passes=True),

@@ -128,6 +128,8 @@ def _heard(text: str, connecting: bool) -> _Heard:
         attempts = [_attempt(one) for one in re.split(r"\n(?=connection to server )", text)]
         refusals = [heard for heard in attempts if heard.who == "refused"]
         return next((one for one in refusals if not one.cause.passes), (refusals or attempts)[0])
+    if pooler := causes.STATEMENT_POOLING.search(text):  # it hangs up with these words
+        return _Heard("refused", pooler[0])
     if (cut := causes.CUT.search(text)) and "Python exception" not in text:
         return _Heard("libpq", cut[0])
     # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.

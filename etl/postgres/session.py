@@ -32,7 +32,8 @@ LOCK_SECONDS = 30  # a lock that somebody else holds for this long is a reason t
 _GRACE_SECONDS = 5  # the client waits so much longer than the server, which explains itself better
 STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
 
-# Said by ourselves: of a transaction that it began the driver knows no savepoints.
+# Said by ourselves, because the driver knows no savepoints in a transaction that it began; as a
+# script, because that is one message: a pooler might give the second of two to another session.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _STATUS, _OPEN = "adbc.postgresql.transaction_status", ("intrans", "active")
 
@@ -125,7 +126,8 @@ class Connection:
         """Begin a transaction that means the same whatever the server and role are set to."""
         if self._pid is not None:
             return
-        execute(raw, _BEGIN)
+        with raw.cursor() as cursor:
+            cursor.executescript(_BEGIN)
         limits = (self._settings.postgres_statement_timeout, lock_timeout(self._settings))
         milliseconds = tuple(f"{seconds * 1000:.0f}" for seconds in limits)
         (own,) = rows(raw, queries.load("postgres", "session"), milliseconds)

@@ -1,6 +1,7 @@
--- Find what a run must not touch: our schemas, the tables $1 (a JSON list of names) and their
--- partitions where the owner is untrusted, because an owner's triggers run with the rights of whoever
--- writes; and tables that inherit from ours, because their rows count as rows of the parent.
+-- Find what a run must not touch: our schemas, the tables and functions $1 (a JSON list of names) and
+-- the tables' partitions where the owner is untrusted, because an owner's triggers and functions run
+-- with the rights of whoever writes or calls; and tables that inherit from ours, because their rows
+-- count as rows of the parent.
 -- Trusted are superusers, the database's owner and its members, the connected role and the roles
 -- whose rights it has (of a superuser: itself alone, since it has everybody's), and the members of
 -- searchflow_owner.
@@ -34,6 +35,13 @@ found AS (
     WHERE n.nspname IN ('crm', 'etl')
     UNION ALL
     SELECT t.name, t.owner, t.parent FROM tables AS t
+    UNION ALL
+    SELECT 'function ' || n.nspname || '.' || p.proname, p.proowner, NULL
+    FROM pg_catalog.pg_proc AS p
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE
+        n.nspname IN ('crm', 'etl')
+        AND n.nspname || '.' || p.proname IN (SELECT jsonb_array_elements_text($1::jsonb))
 )
 
 SELECT f.name, r.rolname::text AS owner, f.parent
