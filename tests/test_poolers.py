@@ -176,9 +176,9 @@ def test_statement_pooling_is_refused_in_one_line(
 def users(segment: str, searches: int) -> str:
     """A mart of 3,000 users who were last seen an hour ago."""
     return segments("('x', 'x', 1, 0, 0)") + (
-        "; CREATE OR REPLACE TABLE mart_user_segments AS SELECT * REPLACE ('u' || n AS user_id,"
-        f" '{segment}' AS segment, {searches} AS lifetime_searches), TIMESTAMP '{SEEN}'"
-        f" AS last_seen_at, TIMESTAMP '{SEEN}' AS first_seen_at"
+        "; CREATE OR REPLACE TABLE mart_user_segments AS SELECT * EXCLUDE n REPLACE ("
+        f"'u' || n AS user_id, '{segment}' AS segment, {searches} AS lifetime_searches,"
+        f" TIMESTAMP '{SEEN}' AS last_seen_at, TIMESTAMP '{SEEN}' AS first_seen_at)"
         " FROM mart_user_segments, range(3000) AS r(n)"
     )
 
