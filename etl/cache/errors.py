@@ -70,7 +70,7 @@ def passes(error: Exception) -> bool:
     if refused or isinstance(error, redis.AuthenticationError):
         return False
     lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return lost or str(error).startswith("BUSY ")
+    return lost or str(error).startswith("BUSY")
 
 
 def _message(error: object) -> str:
