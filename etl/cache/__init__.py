@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from etl.cache.errors import explained, problem
 from etl.cache.resp import ask, try_command
 from etl.cache.server import Client, connect, require_writable
 from etl.cache.writer import Batch, Pipe, persist
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -110,7 +109,7 @@ def read_back(client: Client, keys: list[str], settings: Settings) -> str | None
         if not isinstance(known, list):
             return "whether the keys are still there is not known: MGET is refused, allow +mget"
         for pause in (0, 0.2, 1):  # a proxy may read from a replica that is a little behind
-            time.sleep(pause)
+            cancellation.pause(pause)
             found = persist(partial(_values, connection, missing, client.mode), seconds)
             missing = [key for key, value in zip(missing, found, strict=True) if value is None]
             if not missing:

@@ -42,6 +42,12 @@ _WORDS = {
     "SELECT is not allowed in cluster mode": "set REDIS_DB=0",
 }
 
+_LATER = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+)
+
 # Of TLS these say no more than that somebody hung up.
 _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
@@ -55,7 +61,9 @@ def explained(
 ) -> SyncError:
     """Turn a client's or server's error into one line: what, where, what to do."""
     stopped = f"{done} of {total:,} keys written: " if done else ""
-    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}")
+    told = problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}")
+    told.retryable = isinstance(error, Exception) and (passes(error) or _passes_later(error))
+    return told
 
 
 def problem(settings: Settings, text: str) -> SyncError:
@@ -71,6 +79,11 @@ def passes(error: Exception) -> bool:
         return False
     lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
     return lost or str(error).startswith("BUSY ")
+
+
+def _passes_later(error: Exception) -> bool:
+    """A failover, or replicas that catch up, may take minutes: for a scheduler to wait for."""
+    return isinstance(error, _LATER) or str(error).startswith("NOREPLICAS")
 
 
 def _message(error: object) -> str:

@@ -83,6 +83,7 @@ def explained(
     kind = Lost if heard.cause.passes else SyncError
     problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
+    problem.retryable = heard.cause.passes or heard.cause.later
     error.args, error.details = (words,), []  # type: ignore[attr-defined]
     return problem
 

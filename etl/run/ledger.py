@@ -16,7 +16,7 @@ import orjson
 
 from etl import __version__, postgres
 from etl.errors import SyncError
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 from etl.postgres import sessions
 from etl.run.state import Previous
 from etl.settings import hidden
@@ -31,6 +31,8 @@ _ASK_AGAIN = 0.5
 
 class Busy(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
     """Another run holds the lock."""
+
+    retryable = True
 
 
 def lock(run: Run) -> None:
@@ -50,7 +52,7 @@ def lock(run: Run) -> None:
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
-        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
+        cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
 def unlock(run: Run) -> None:

@@ -75,6 +75,8 @@ _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)'
 class Locked(SyncError):  # noqa: N818  (it will be free again)
     """Somebody writes to the file."""
 
+    retryable = True
+
 
 def explained(error: BaseException, path: Path, otherwise: str) -> SyncError:
     """Turn an error of DuckDB's into one line; `otherwise` is the advice for one not known."""
