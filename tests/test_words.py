@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import command, segments
 from destinations import Mart, Select, last_run
+from redis_servers import Others
 
 from etl import recommendations, settings, user_segments
 from etl.errors import SyncError, UsageError
@@ -55,6 +57,40 @@ def test_a_refused_password_is_told_alike_whatever_word_it_is(
 
     assert [len(messages) for messages in told.values()] == [1, 1]
     assert "***" not in str(told) + caplog.text
+
+
+REFUSALS = (
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "READONLY You can't write against a read only replica.",
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist",
+    "NOREPLICAS Not enough good replicas to write.",
+    "NOPERM User default has no permissions to run the 'set' command",
+    "CLUSTERDOWN The cluster is down",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "MOVED 3999 127.0.0.1:6381",
+    "CROSSSLOT Keys in request don't hash to the same slot",
+    "ERR unknown command 'SET', with args beginning with: 'reco:a' '{}' 'EX' '86400'",
+    "ERR syntax error",
+    "ODD out of its own mind",
+)
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_a_refused_key_is_told_alike_whatever_word_the_password_is(
+    said: str, marts: None, select: Select, others: Others
+) -> None:
+    told = set()
+    with others.fake({"AUTH": b"+OK\r\n", "SET": f"-{said}\r\n".encode()}):
+        for word in {"hunter2!", "*", *re.findall(r"[\w-]+|\S+", said)}:
+            others.monkeypatch.setenv("REDIS_PASSWORD", word)
+            with pytest.raises(SyncError) as raised:
+                recommendations.sync()
+            told.add(re.sub(r":\d+/0", "", str(raised.value)))
+
+    (message,) = told
+    assert "***" not in message
+    assert not message.endswith("Error; run it again")
 
 
 @pytest.mark.parametrize("word", WORDS)

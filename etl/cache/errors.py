@@ -78,7 +78,7 @@ def passes(error: Exception) -> bool:
     if refused or isinstance(error, redis.AuthenticationError):
         return False
     lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return lost or str(error).startswith("BUSY ")
+    return lost or str(error).startswith("BUSY")
 
 
 def _passes_later(error: Exception) -> bool:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 # So many characters of a secret stand nowhere by chance.
 _LONG = 8
 
-# One word, or a short number: messages of ours and of servers hold such ones by chance, and a gap
-# in a known message (`FATAL: *** authentication failed`) tells what the secret is.
-_ORDINARY = re.compile(r"[a-z_]{1,15}|[A-Z][a-z]{0,14}|[A-Z_]{1,15}|[0-9]{1,7}")
+# One word, a short number or a mark: messages of ours and of servers hold such ones by chance, and
+# a gap in a known message (`FATAL: *** authentication failed`) tells what the secret is.
+_ORDINARY = re.compile(r"[a-z_]{1,15}|[A-Z][a-z]{0,14}|[A-Z_]{1,15}|[0-9]{1,7}|\W{1,2}")
 
 # Where a text itself says that a password follows.
 _LABEL = r"((?i:pass\w*|pwd)(?:\s*=\s*['\"]?|['\"]:\s*['\"]))"
