@@ -13,8 +13,8 @@ class SyncError(Exception):
     """A run that did not do its work; the message says what, where and what to do.
 
     `result` holds what the run knew of itself when it stopped; `exit_code` is what the
-    command line ends with. `retryable` tells a scheduler whether the cause may pass by itself (a
-    lost server, a lock, another run of this sync): what is not known to pass is not tried again.
+    command line ends with. `retryable` tells a scheduler whether the cause may pass by itself;
+    where it is True the error is `Transient`.
     """
 
     exit_code = 1
@@ -24,10 +24,18 @@ class SyncError(Exception):
     sqlstate: str | None = None  # what Postgres calls it
 
 
-class Lost(SyncError):  # noqa: N818  (it may come back)
-    """A server cannot be reached, or not for now; the same may succeed in a moment."""
+class Transient(SyncError):  # noqa: N818  (it passes)
+    """What may pass by itself: a lost server, a lock, a failover, another run of this sync.
+
+    A wrong password, a missing right or a broken constraint is none of these, nor is anything
+    that nobody foresaw.
+    """
 
     retryable = True
+
+
+class Lost(Transient):
+    """A server cannot be reached, or not for now; the same may succeed in a moment."""
 
 
 class UsageError(SyncError):

@@ -44,24 +44,27 @@ def cancel(by: str = "etl.cancel()") -> int:
     Returns:
         How many runs were told to stop.
     """
-    running = list(_running)
+    running = [run for run in list(_running) if not run.asked.is_set()]
     for run in running:
         run.by = by
         run.asked.set()
-    if any(run.thread == threading.get_ident() for run in running):
+    threads = {run.thread for run in running}
+    if threading.get_ident() in threads:
         raise Stopped(by)
-    return len(running)
+    return len(threads)
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
     """Let `cancel` end what runs inside the block; what has to be undone comes after it.
 
+    A block around this one is cancelled with it, and disturbs nothing after it.
+
     Raises:
         Stopped: it was cancelled, and failed for that or for another reason.
     """
     run = _Cancel()
-    token = _current.set(run)
+    _current.set(run)
     _running.add(run)
     try:
         yield
@@ -72,7 +75,7 @@ def cancellable() -> Iterator[None]:
         raise
     finally:
         _running.discard(run)
-        _current.reset(token)
+        _current.set(None)
 
 
 def check() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl.errors import Lost, SyncError
+from etl.errors import Lost, SyncError, Transient
 from etl.plumbing import cancellation, log, queries
 from etl.postgres import errors as postgres_errors
 from etl.postgres import sessions
@@ -33,10 +33,8 @@ _GRACE_SECONDS = 5  # the client waits so much longer than the server, which exp
 STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
 
 
-class _NoAnswerError(SyncError):
+class _NoAnswerError(Transient):
     """The server, or the network, is stuck."""
-
-    retryable = True
 
 
 class Connection:

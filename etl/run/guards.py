@@ -70,7 +70,7 @@ def judge(figures: Figures, settings: Settings) -> None:
     """
     if found := fired(figures, settings):
         steps = " ".join(dict.fromkeys(found.values()))
-        raise Refused(f"{'; '.join(found)}. {steps} {_FORCE}")
+        raise Refused(f"{'; '.join(found)}. {steps} {FORCE}")
 
 
 def fired(figures: Figures, settings: Settings) -> dict[str, str]:
@@ -225,7 +225,7 @@ _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }
 
-_FORCE = "If this is meant, run again with --force (in Python: force=True)"
+FORCE = "If this is meant, run again with --force (in Python: force=True)"
 
 
 def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:

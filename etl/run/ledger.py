@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from etl import __version__, postgres
-from etl.errors import SyncError
+from etl.errors import Transient
 from etl.plumbing import cancellation, log
 from etl.postgres import sessions
 from etl.run.state import Previous
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 _ASK_AGAIN = 0.5
 
 
-class Busy(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
+class Busy(Transient):
     """Another run holds the lock."""
-
-    retryable = True
 
 
 def lock(run: Run) -> None:
