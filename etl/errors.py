@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from etl.result import SyncResult
 
 
+# What a refusal ends with; a scheduler puts it in words of its own.
+FORCE = "If this is meant, run again with --force (in Python: force=True)"
+
+
 class SyncError(Exception):
     """A run that did not do its work; the message says what, where and what to do.
 

@@ -11,7 +11,7 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from etl.errors import Refused
+from etl.errors import FORCE, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,8 +224,6 @@ _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }
-
-FORCE = "If this is meant, run again with --force (in Python: force=True)"
 
 
 def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:
