@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from etl.cache.errors import explained, problem
 from etl.cache.resp import ask
 from etl.cache.server import Client, connect, require_writable
 from etl.cache.writer import Batch, Pipe, persist
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -108,7 +107,7 @@ def read_back(client: Client, keys: list[str], settings: Settings) -> None:
     seconds, missing = settings.retry_seconds, keys
     with _connection(client, settings) as connection:
         for pause in (0, 0.2, 1):  # a proxy may read from a replica that is a little behind
-            time.sleep(pause)
+            cancellation.pause(pause)
             found = persist(partial(_found, connection, missing, client), seconds)
             missing = [key for key, value in zip(missing, found, strict=True) if value in (None, 0)]
             if not missing:
