@@ -19,7 +19,7 @@ from demo.embedded import Servers, running
 from etl import cache, postgres, recommendations
 from etl.cli import report
 from etl.cli.flags import SYNCS
-from etl.errors import Stopped, SyncError
+from etl.errors import Cancelled, SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
 
@@ -46,14 +46,14 @@ def main() -> NoReturn:
     except SyncError as error:
         print(f"demo: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except Stopped as stop:
+    except Cancelled as stop:
         print(f"demo: stopped by {stop}; the servers are down", file=sys.stderr)  # noqa: T201
         sys.exit(stop.exit_code)
     sys.exit(0)
 
 
 def _stop(number: int, _: object) -> NoReturn:
-    raise Stopped(signal.Signals(number))
+    raise Cancelled(signal.Signals(number))
 
 
 def _demo(servers: Servers, *, keep: bool) -> None:

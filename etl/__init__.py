@@ -20,6 +20,6 @@ _MODULE = "".join(sys.orig_argv[-len(sys.argv) :][:1]) if sys.argv[:1] == ["-m"]
 if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
     from etl.plumbing import signals
 
-    signals.end_at_once()
+    signals.install_exiting()
 
 from etl.plumbing.cancellation import cancel  # noqa: E402  (signals are answered first)

@@ -144,7 +144,7 @@ def load(run: Run) -> None:
     lasting = [rule.segment for rule in RULES if rule.episode in no_visits]
     mail_warnings.look(run, mart["segment"], templates, lasting)
     if run.options.dry_run:
-        run.tell(cast("list[Outcome]", postgres.ask(run.postgres, "email_outcomes")))
+        run.tell(cast("list[Outcome]", postgres.query(run.postgres, "email_outcomes")))
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
@@ -204,7 +204,7 @@ def _compare_visits(run: Run, no_visits: list[str]) -> None:
     if said is not None:
         run.figures.lost_visits = tuple(name for name in no_visits if f"no {name}" not in said)
     templates = [rule.template for rule in RULES if rule.episode in no_visits]
-    (queue,) = postgres.ask(run.postgres, "email_visits", EVER, orjson.dumps(templates).decode())
+    (queue,) = postgres.query(run.postgres, "email_visits", EVER, orjson.dumps(templates).decode())
     run.figures.visits_queued = queue["visits_queued"]
 
 

@@ -38,7 +38,7 @@ class Transient(SyncError):  # noqa: N818  (it passes)
     retryable = True
 
 
-class Lost(Transient):
+class ConnectionLost(Transient):
     """A server cannot be reached, or not for now; the same may succeed in a moment."""
 
 
@@ -55,7 +55,7 @@ class Refused(SyncError):  # noqa: N818  (a refusal is an outcome, not a defect)
     status = "refused"
 
 
-class Stopped(BaseException):
+class Cancelled(BaseException):
     """A signal, or `etl.cancel()`, ended the run.
 
     Not an Exception, so that nothing on the way mistakes it for one.

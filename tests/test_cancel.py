@@ -17,7 +17,7 @@ import etl
 from demo import sample
 from demo.embedded import Servers
 from etl import email_triggers, postgres, recommendations, user_segments
-from etl.errors import Stopped
+from etl.errors import Cancelled
 from etl.postgres.connection import in_thread
 from etl.settings import Settings
 
@@ -47,7 +47,7 @@ def test_a_run_that_waits_for_a_lock_is_cancelled_from_another_thread(
             assert etl.cancel() == 1
             stopped = run.exception(HANG)
 
-    assert isinstance(stopped, Stopped)
+    assert isinstance(stopped, Cancelled)
     assert stopped.result is not None
     assert stopped.result["status"] == "cancelled"
     name = module.__name__.removeprefix("etl.")
@@ -66,7 +66,7 @@ def test_a_handler_of_a_signal_cancels_the_run_in_its_own_thread(
     me = threading.get_ident()
     with locked(database, "crm.user_segments"), handled(lambda: etl.cancel("Airflow")):
         in_thread(lambda: kill_once_it_waits(me, database))
-        with pytest.raises(Stopped, match="Airflow"):
+        with pytest.raises(Cancelled, match="Airflow"):
             user_segments.sync()
 
     assert [row["error"] for row in select(STATUS)] == ["cancelled by Airflow"]
@@ -83,7 +83,7 @@ def test_a_run_that_waits_for_another_is_cancelled(mart: Mart, select: Select) -
     try:
         assert soon(lambda: etl.cancel() == 1, HANG)
         with within(3):
-            assert isinstance(run.exception(HANG), Stopped)
+            assert isinstance(run.exception(HANG), Cancelled)
     finally:
         other.close()
     assert select("SELECT FROM crm.user_segments") == []
@@ -99,7 +99,7 @@ def test_a_run_that_waits_for_a_lost_server_is_cancelled(
         run = in_thread(recommendations.sync)
         assert soon(lambda: etl.cancel() == 1, HANG)
         with within(3):
-            assert isinstance(run.exception(HANG), Stopped)
+            assert isinstance(run.exception(HANG), Cancelled)
     finally:
         servers.start_redis()
 
@@ -112,7 +112,7 @@ def test_a_run_that_reads_its_mart_is_cancelled_between_two_parts(
     monkeypatch.setattr(
         user_segments, "transform", lambda part: in_thread(etl.cancel).result() and transform(part)
     )
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         user_segments.sync()
 
     assert [row["status"] for row in select(STATUS)] == ["cancelled"]

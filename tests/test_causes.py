@@ -156,7 +156,7 @@ def test_etl_debug_shows_frames_and_types_and_no_values(
     assert finished.returncode == 1
     assert "Traceback (most recent call last)" in finished.stderr
     assert "etl.plumbing.failure.Cause: adbc_driver_manager.IntegrityError, SQLSTATE 23514" in told
-    assert "postgres_errors.explained" in told
+    assert "errors.to_sync_error" in told
     assert not _values(told + str(select("SELECT to_jsonb(r)::text AS row FROM etl.sync_runs r")))
 
 

@@ -27,7 +27,7 @@ from pace import HANG, soon
 
 from etl import cli, email_triggers, postgres, recommendations, user_segments
 from etl.cli.flags import SYNCS, Flags
-from etl.errors import Stopped, UsageError
+from etl.errors import Cancelled, UsageError
 
 Mart = Callable[..., None]
 Select = Callable[..., list[dict[str, Any]]]
@@ -592,7 +592,7 @@ def test_a_signal_whose_exception_got_lost_still_stops_the_command(
     touched: Touched,
 ) -> None:
     def deaf(_: object) -> None:
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(Cancelled):
             signal.raise_signal(signal.SIGTERM)
         if lost:
             raise lost

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl import email_triggers, recommendations, user_segments, warehouse
-from etl.email_triggers import Audience
+from etl.email_triggers import EmailCandidate
 from etl.recommendations import Recommendation
 from etl.run import contract
 from etl.run.contract import Rejects
@@ -255,7 +255,7 @@ def test_money_beyond_its_column_is_set_aside(value: str) -> None:
 def test_a_moment_no_calendar_holds_is_set_aside(moment: str) -> None:
     mart = user_with(first_seen_at=moment, last_seen_at=moment, segmented_at=moment)
 
-    good, rejects = accepted(Audience, mart, sync="email_triggers")
+    good, rejects = accepted(EmailCandidate, mart, sync="email_triggers")
 
     assert good["user_id"].to_list() == ["good"]
     moments = ("built_at", "first_seen_at", "last_seen_at")
@@ -571,7 +571,7 @@ def test_the_required_columns_of_recommendations_are_enough(
 )
 @pytest.mark.usefixtures("new_york")
 def test_a_moment_without_a_zone_is_utc_wherever_the_machine_is(moment: str, utc: str) -> None:
-    good, rejects = accepted(Audience, user_with(last_seen_at=moment), sync="email_triggers")
+    good, rejects = accepted(EmailCandidate, user_with(last_seen_at=moment), sync="email_triggers")
 
     assert rejects.total == 0
     assert good["last_seen_at"][0] == dt.datetime.fromisoformat(utc).replace(tzinfo=dt.UTC)

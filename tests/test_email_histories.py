@@ -194,7 +194,7 @@ class World:
     def claim(self, worker: str, n: int) -> None:
         before = {row["id"]: row for row in self._queue()}
         silent = self._suppressed()
-        claimed = postgres.ask(self.workers[worker], "claim_emails", n, worker)
+        claimed = postgres.query(self.workers[worker], "claim_emails", n, worker)
         self.workers[worker].commit()
         for mail in claimed:
             assert before[mail["id"]]["status"] == "pending"
@@ -207,7 +207,7 @@ class World:
             row = next(row for row in self._queue() if row["id"] == mail["id"])
             still = row["status"] == "processing" and row["claimed_at"] == mail["claimed_at"]
             claim = (mail["id"], worker, mail["claimed_at"])
-            done = postgres.ask(self.workers[worker], "complete_email", *claim, sent, None)
+            done = postgres.query(self.workers[worker], "complete_email", *claim, sent, None)
             self.workers[worker].commit()
             assert bool(done) == still
 
@@ -218,12 +218,12 @@ class World:
     def die(self, worker: str) -> None:
         """The worker forgets what it holds; another takes its place."""
         self.held.pop(worker, None)
-        postgres.ask(self.workers[worker], "claim_emails", 3, worker)  # undone with its connection
+        postgres.query(self.workers[worker], "claim_emails", 3, worker)  # undone with its connection
         self.workers[worker].close()
         self.workers[worker] = postgres.connect(Settings.from_environment(), worker)
 
     def release(self) -> None:
-        postgres.ask(self.eye, "release_stale_emails", LEASE.total_seconds())
+        postgres.query(self.eye, "release_stale_emails", LEASE.total_seconds())
         self.eye.commit()
 
     def wait(self, hours: int) -> None:
@@ -307,7 +307,7 @@ class World:
             if committed:
                 self.claim(worker, 1)
             else:
-                postgres.ask(self.workers[worker], "claim_emails", 1, worker)
+                postgres.query(self.workers[worker], "claim_emails", 1, worker)
 
         with during_the_merge(before=work, after=lambda _: self.claim(other, 1)):
             result = self._sync()

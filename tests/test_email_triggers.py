@@ -16,7 +16,7 @@ from mails import DAY, HOUR, NOW, audience, counts, queue, user
 from polars.testing import assert_frame_equal
 
 from etl import email_triggers, postgres, warehouse
-from etl.email_triggers import EVER, RULES, Rule, transform
+from etl.email_triggers import NO_EPISODE_DATE, RULES, Rule, transform
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
@@ -109,7 +109,7 @@ def test_a_mart_without_visits_has_one_episode_for_ever(
     assert counts(again) == {"unchanged": 3}
     assert select(
         "SELECT DISTINCT episode_at, payload->>'last_seen_at' AS seen FROM crm.email_queue"
-    ) == [{"episode_at": EVER, "seen": None}]
+    ) == [{"episode_at": NO_EPISODE_DATE, "seen": None}]
     assert len(warnings) == 1
 
 

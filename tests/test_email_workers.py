@@ -56,7 +56,7 @@ class Worker:
         return self._ask("release_stale_emails", lease)
 
     def _ask(self, name: str, *parameters: Any, commit: bool = True) -> list[dict[str, Any]]:
-        rows = postgres.ask(self.connection, name, *parameters)
+        rows = postgres.query(self.connection, name, *parameters)
         if commit:
             self.connection.commit()
         return rows

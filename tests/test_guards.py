@@ -15,7 +15,7 @@ from destinations import Mart, Select, digest, dump, execute, last_run
 from etl import email_triggers, recommendations, user_segments
 from etl.errors import Refused
 from etl.run import guards
-from etl.run.guards import Figures
+from etl.run.guards import Metrics
 from etl.settings import Settings
 
 Sql = tuple[str, ...]
@@ -208,48 +208,48 @@ def test_a_refused_shard_says_what_was_loaded_before_it(mart: Mart, select: Sele
 @pytest.mark.parametrize(
     ("setting", "figures"),
     [
-        ("guard_max_shrink", Figures(previous_mart_rows=10, mart_rows=7)),
-        ("guard_max_rejected", Figures(extracted=10, rejected=3)),
-        ("guard_max_delete", Figures(target_rows=10, deleted=3)),
-        ("guard_max_change", Figures(target_rows=2_000, moved=600)),
-        ("guard_max_mails", Figures(queue_rows=1_001, extracted=10, queued=3)),
-        ("guard_max_cancel", Figures(pending=1_000, withdrawn=300)),
+        ("guard_max_shrink", Metrics(previous_mart_rows=10, mart_rows=7)),
+        ("guard_max_rejected", Metrics(extracted=10, rejected=3)),
+        ("guard_max_delete", Metrics(target_rows=10, deleted=3)),
+        ("guard_max_change", Metrics(target_rows=2_000, moved=600)),
+        ("guard_max_mails", Metrics(queue_rows=1_001, extracted=10, queued=3)),
+        ("guard_max_cancel", Metrics(pending=1_000, withdrawn=300)),
     ],
 )
-def test_a_setting_is_the_part_that_is_still_allowed(setting: str, figures: Figures) -> None:
+def test_a_setting_is_the_part_that_is_still_allowed(setting: str, figures: Metrics) -> None:
     figures.mart_rows = figures.mart_rows or 10
     enough: dict[str, Any] = {setting: 0.3}
     too_little: dict[str, Any] = {setting: 0.29}
 
-    guards.judge(figures, Settings(**enough))
+    guards.check(figures, Settings(**enough))
     with pytest.raises(Refused, match=rf"\({setting.upper()}=0.29\)"):
-        guards.judge(figures, Settings(**too_little))
+        guards.check(figures, Settings(**too_little))
 
 
 def test_a_mart_may_be_as_old_as_the_setting_says() -> None:
     built_at = dt.datetime.now(dt.UTC) - dt.timedelta(hours=10)
-    figures = Figures(mart_rows=1, built_at=built_at)
-    guards.judge(figures, Settings(guard_max_age_hours=10.1))
+    figures = Metrics(mart_rows=1, built_at=built_at)
+    guards.check(figures, Settings(guard_max_age_hours=10.1))
 
     with pytest.raises(Refused, match=r"built 10 hours ago, .* UTC \(GUARD_MAX_AGE_HOURS=9.9\)"):
-        guards.judge(figures, Settings(guard_max_age_hours=9.9))
+        guards.check(figures, Settings(guard_max_age_hours=9.9))
 
 
 def test_a_small_target_may_change_and_few_mails_may_be_cancelled() -> None:
-    small = Figures(
+    small = Metrics(
         mart_rows=1, target_rows=1_000, moved=1_000, queue_rows=1_000, extracted=1, queued=1
     )
-    few = Figures(mart_rows=1, pending=100, withdrawn=100)
+    few = Metrics(mart_rows=1, pending=100, withdrawn=100)
 
     assert (refusal(small), refusal(few)) == (None, None)
     assert refusal(replace(small, target_rows=1_001, queue_rows=1_001)) is not None
     assert refusal(replace(few, pending=101, withdrawn=101)) is not None
 
 
-def refusal(figures: Figures) -> str | None:
+def refusal(figures: Metrics) -> str | None:
     """What the guards say of figures under the default settings."""
     try:
-        guards.judge(figures, Settings())
+        guards.check(figures, Settings())
     except Refused as refused:
         return str(refused)
     return None

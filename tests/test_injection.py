@@ -60,9 +60,9 @@ def test_ids_and_countries_reach_mail_workers_as_they_were(mart: Mart, select: S
 
     for worker in ODD:
         with postgres.session(Settings.from_environment(), "worker") as connection:
-            (mail,) = postgres.ask(connection, "claim_emails", 1, worker)
+            (mail,) = postgres.query(connection, "claim_emails", 1, worker)
             claim = (mail["id"], worker, mail["claimed_at"])
-            assert postgres.ask(connection, "complete_email", *claim, True, worker)
+            assert postgres.query(connection, "complete_email", *claim, True, worker)
             connection.commit()
 
     rows = select(

@@ -263,7 +263,7 @@ def test_the_lock_is_held_until_the_failure_is_recorded(
         connection: postgres.Connection, run: Run, status: str, *error: str
     ) -> bool:
         if status == "refused":
-            with pytest.raises(ledger.Busy), lock_held("user_segments"):
+            with pytest.raises(ledger.AlreadyRunning), lock_held("user_segments"):
                 pass
             busy.append(status)
         return record(connection, run, status, *error)

@@ -21,7 +21,7 @@ from etl.errors import SyncError, UsageError
 from etl.options import Options
 from etl.postgres import sessions
 from etl.run import Run
-from etl.run.ledger import Busy
+from etl.run.ledger import AlreadyRunning
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_waiting_ends_when_its_time_is_up(mart: Mart) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
     begun = time.monotonic()
 
-    with lock_held("user_segments"), pytest.raises(Busy, match=HOLDER):
+    with lock_held("user_segments"), pytest.raises(AlreadyRunning, match=HOLDER):
         user_segments.sync(wait=0.6)
 
     assert time.monotonic() - begun >= 0.6
@@ -92,14 +92,14 @@ def test_waiting_ends_when_its_time_is_up(mart: Mart) -> None:
 def test_a_dry_run_and_a_real_one_do_not_overlap_either(mart: Mart) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
 
-    with lock_held("user_segments"), pytest.raises(Busy):
+    with lock_held("user_segments"), pytest.raises(AlreadyRunning):
         user_segments.sync(dry_run=True)
 
 
 def test_recommendations_wait_their_turn_as_well(mart: Mart) -> None:
     mart(RECOMMENDED)
 
-    with lock_held("recommendations"), pytest.raises(Busy, match=HOLDER):
+    with lock_held("recommendations"), pytest.raises(AlreadyRunning, match=HOLDER):
         recommendations.sync()
 
 
@@ -145,7 +145,7 @@ def test_runs_that_could_meet_a_user_exclude_each_other(
 ) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
 
-    with lock_held("user_segments", held), pytest.raises(Busy, match=HOLDER):
+    with lock_held("user_segments", held), pytest.raises(AlreadyRunning, match=HOLDER):
         user_segments.sync(shard=wanted)
 
 
@@ -161,7 +161,7 @@ def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, select: Select
     failed: list[Any] = []
 
     def wait_in_vain() -> None:
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(AlreadyRunning) as busy:
             user_segments.sync(shard=(0, 2), wait=2)
         failed.append(busy.value)
 
@@ -186,7 +186,7 @@ def test_a_holder_is_told_by_pid_and_role_whatever_it_calls_itself(
             " pg_advisory_lock(hashtextextended('etl.user_segments', 0))::text AS done",
         )
 
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(AlreadyRunning) as busy:
             user_segments.sync()
 
     said = str(busy.value)

@@ -11,7 +11,7 @@ from destinations import Mart, Select, execute, last_run
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers
-from etl.email_triggers import EVER
+from etl.email_triggers import NO_EPISODE_DATE
 from etl.errors import Refused
 
 WALKS: list[dict[str, Any]] = [{}, {"shards": 16}]
@@ -217,7 +217,7 @@ def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
     assert "has no first_seen_at and no last_seen_at: 5 users" in first["warnings"][0]
     assert "5 mails are to be queued" in first["warnings"][0]
     assert "0 mails are to be queued" in again["warnings"][0]
-    assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": EVER}]
+    assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": NO_EPISODE_DATE}]
 
 
 @EACH_WALK
@@ -342,7 +342,7 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
 
 @EACH_WALK
 @pytest.mark.parametrize(
-    "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str
+    "unknown", [NO_EPISODE_DATE, NO_EPISODE_DATE.replace(month=12, day=31), NOW + 25 * HOUR], ids=str
 )
 def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
     unknown: Any, walk: dict[str, Any], mart: Mart, select: Select

@@ -8,7 +8,7 @@ from destinations import Mart, Select, last_run
 
 from etl.errors import Refused
 from etl.run import guards
-from etl.run.guards import Figures
+from etl.run.guards import Metrics
 from etl.settings import Settings
 
 USERS = segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)")
@@ -20,20 +20,20 @@ USERS = segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)")
 @pytest.mark.parametrize(
     ("figures", "step"),
     [
-        (Figures(), "Look at dbt's last run"),
-        (Figures(), "DUCKDB_PATH and MART_SCHEMA"),
-        (Figures(mart_rows=1, previous_mart_rows=10), "Look at dbt's last run"),
-        (Figures(mart_rows=9, extracted=9, rejected=9), "etl.rejected_rows"),
-        (Figures(mart_rows=9, target_rows=9, deleted=9), "without --delete-missing"),
-        (Figures(mart_rows=9, target_rows=1_001, moved=1_001), "model of the segments"),
-        (Figures(mart_rows=9, queue_rows=1_001, extracted=9, queued=9), "--dry-run"),
-        (Figures(mart_rows=9, pending=101, withdrawn=101), "--dry-run"),
-        (Figures(mart_rows=9, no_visits=("x_at",), visits_queued=1), "Was the column renamed?"),
+        (Metrics(), "Look at dbt's last run"),
+        (Metrics(), "DUCKDB_PATH and MART_SCHEMA"),
+        (Metrics(mart_rows=1, previous_mart_rows=10), "Look at dbt's last run"),
+        (Metrics(mart_rows=9, extracted=9, rejected=9), "etl.rejected_rows"),
+        (Metrics(mart_rows=9, target_rows=9, deleted=9), "without --delete-missing"),
+        (Metrics(mart_rows=9, target_rows=1_001, moved=1_001), "model of the segments"),
+        (Metrics(mart_rows=9, queue_rows=1_001, extracted=9, queued=9), "--dry-run"),
+        (Metrics(mart_rows=9, pending=101, withdrawn=101), "--dry-run"),
+        (Metrics(mart_rows=9, no_visits=("x_at",), visits_queued=1), "Was the column renamed?"),
     ],
 )
-def test_a_guard_says_its_own_next_step_before_force(figures: Figures, step: str) -> None:
+def test_a_guard_says_its_own_next_step_before_force(figures: Metrics, step: str) -> None:
     with pytest.raises(Refused) as refusal:
-        guards.judge(figures, Settings())
+        guards.check(figures, Settings())
 
     said = str(refusal.value)
     assert step in said
@@ -42,18 +42,18 @@ def test_a_guard_says_its_own_next_step_before_force(figures: Figures, step: str
 
 
 def test_what_two_guards_advise_is_said_once() -> None:
-    figures = Figures(mart_rows=9, pending=101, withdrawn=101)
+    figures = Metrics(mart_rows=9, pending=101, withdrawn=101)
     figures.queue_rows, figures.extracted, figures.queued = 1_001, 9, 9
 
     with pytest.raises(Refused, match=r"^flood: .*; wipe: ") as refusal:
-        guards.judge(figures, Settings())
+        guards.check(figures, Settings())
 
     assert str(refusal.value).count("--dry-run") == 1
 
 
 def test_an_empty_mart_is_not_called_shrunk_as_well() -> None:
     with pytest.raises(Refused, match=r"^empty: the mart has no rows\. Look at dbt's last run"):
-        guards.judge(Figures(mart_rows=0, previous_mart_rows=10), Settings())
+        guards.check(Metrics(mart_rows=0, previous_mart_rows=10), Settings())
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

@@ -267,12 +267,12 @@ def _array(names: list[str]) -> str:
 def _work() -> None:
     """What a mail worker runs, and what a run asks that finds another in its way."""
     with postgres.session(Settings.from_environment(), "worker") as connection:
-        (mail,) = postgres.ask(connection, "claim_emails", 1, "worker")
+        (mail,) = postgres.query(connection, "claim_emails", 1, "worker")
         claim = (mail["id"], "worker", mail["claimed_at"])
-        assert postgres.ask(connection, "release_stale_emails", 600.0) == []
-        assert postgres.ask(connection, "complete_email", *claim, True, None)
-        assert postgres.ask(connection, "lock_holder", "etl.user_segments", None, None) == []
-        assert postgres.ask(connection, "blockers", 0) == []
+        assert postgres.query(connection, "release_stale_emails", 600.0) == []
+        assert postgres.query(connection, "complete_email", *claim, True, None)
+        assert postgres.query(connection, "lock_holder", "etl.user_segments", None, None) == []
+        assert postgres.query(connection, "blockers", 0) == []
         connection.commit()
 
 

@@ -15,7 +15,7 @@ from destinations import Mart, execute
 from refusing import german as start_german
 
 from etl import postgres, user_segments
-from etl.errors import Lost, SyncError
+from etl.errors import ConnectionLost, SyncError
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_an_error_names_objects_and_never_a_value(session: Connection, kind: str
     assert not [value for value in (USER, "anna", BIG, "\x1b", "DETAIL") if value in everything]
     assert told.lower() in str(failed.value).lower()
     assert "\n" not in str(failed.value)
-    assert not isinstance(failed.value, Lost)
+    assert not isinstance(failed.value, ConnectionLost)
 
 
 def test_a_column_that_copy_was_at_is_named(database: Connection) -> None:
@@ -133,7 +133,7 @@ def test_a_stream_that_breaks_is_told_without_what_it_said(database: Connection)
 
     assert str(failed.value).endswith("/searchflow): nanoarrow call failed")
     assert USER not in repr(failed.value.__cause__)
-    assert not isinstance(failed.value, Lost)
+    assert not isinstance(failed.value, ConnectionLost)
 
 
 # What somebody did to the target, and what the run says to that.

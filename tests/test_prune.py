@@ -159,7 +159,7 @@ def age(table: str, hours: float, *columns: str) -> None:
 
 def mail(user_id: str, template: str, status: str, episode: int | None, ended: int) -> None:
     """A mail about an episode, ended; both so many days ago."""
-    ever = f"'{email_triggers.EVER:%Y-%m-%d}'"
+    ever = f"'{email_triggers.NO_EPISODE_DATE:%Y-%m-%d}'"
     episode_at = ever if episode is None else f"now() - INTERVAL '{episode} days'"
     ended_at = f"now() - INTERVAL '{ended} days'"
     sent_at = ended_at if status == "sent" else "NULL"

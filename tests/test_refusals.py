@@ -17,8 +17,8 @@ from refusing import pgbouncer as start_pgbouncer
 from refusing import refusing
 
 from etl import postgres, user_segments
-from etl.errors import Lost, SyncError
-from etl.postgres.errors import explained
+from etl.errors import ConnectionLost, SyncError
+from etl.postgres.errors import to_sync_error
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def test_a_session_that_a_german_server_ends_is_lost_and_no_refusal(german: Serv
         postgres.select(other, "SELECT pg_terminate_backend($1::int)", its["pid"])
         time.sleep(0.2)  # its last words are on their way
 
-        with pytest.raises(Lost, match="server closed the connection unexpectedly; is it up"):
+        with pytest.raises(ConnectionLost, match="server closed the connection unexpectedly; is it up"):
             postgres.select(ended, "SELECT 1 AS one")
 
 
@@ -184,7 +184,7 @@ def test_of_several_addresses_the_one_that_refuses_us_counts(servers: Servers) -
 
     told = explained(error, Settings.from_environment(servers.environment), connecting=True)
 
-    assert not isinstance(told, Lost)
+    assert not isinstance(told, ConnectionLost)
     assert 'cannot connect to "db" (10.0.0.1), port 1: nein; it turns us away' in str(told)
 
 
@@ -211,14 +211,14 @@ def refusal(run: Callable[[], object], **given: str) -> str:
     """What a run says that is refused for good, in one line."""
     with setting(**given), pytest.raises(SyncError) as failed:
         run()
-    assert not isinstance(failed.value, Lost), failed.value
+    assert not isinstance(failed.value, ConnectionLost), failed.value
     assert "\n" not in str(failed.value)
     return str(failed.value)
 
 
 def lost(run: Callable[[], object], **given: str) -> str:
     """What a run says that may succeed in a moment."""
-    with setting(**given), pytest.raises(Lost) as failed:
+    with setting(**given), pytest.raises(ConnectionLost) as failed:
         run()
     assert "\n" not in str(failed.value)
     return str(failed.value)

@@ -130,11 +130,11 @@ def test_mail_workers_do_with_their_role(become: Become, mart: Mart, select: Sel
 
     with postgres.session(Settings.from_environment(), "worker") as connection:
         postgres.execute(connection, UNSUBSCRIBE, "a")
-        mail, late = postgres.ask(connection, "claim_emails", 9, "worker")
+        mail, late = postgres.query(connection, "claim_emails", 9, "worker")
         claim = (mail["id"], "worker", mail["claimed_at"])
-        (done,) = postgres.ask(connection, "complete_email", *claim, True, None)
+        (done,) = postgres.query(connection, "complete_email", *claim, True, None)
         connection.commit()
-        (released,) = postgres.ask(connection, "release_stale_emails", 0.0)
+        (released,) = postgres.query(connection, "release_stale_emails", 0.0)
         connection.commit()
 
     assert {mail["user_id"], late["user_id"]} == {"b", "c"}

@@ -109,7 +109,7 @@ def test_a_value_in_a_file_behind_a_view_is_not_told(
 def test_what_is_not_known_to_hold_no_value_is_told_by_its_kind(
     error: Exception, told: str
 ) -> None:
-    problem = str(duckdb_errors.explained(error, Path("w"), "look there"))
+    problem = str(errors.to_sync_error(error, Path("w"), "look there"))
 
     assert problem.startswith(f"warehouse w: {told}")
     assert problem.endswith("look there")

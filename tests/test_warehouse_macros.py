@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, segments
 
 from etl import email_triggers, recommendations, user_segments, warehouse
-from etl.email_triggers import Audience
+from etl.email_triggers import EmailCandidate
 from etl.recommendations import Recommendation
 from etl.settings import Settings
 from etl.user_segments import UserSegment
@@ -45,7 +45,7 @@ RECOMMENDED = (
 
 SYNCS: dict[str, tuple[Callable[..., Any], type[dy.Schema]]] = {
     "user_segments": (user_segments.sync, UserSegment),
-    "email_triggers": (email_triggers.sync, Audience),
+    "email_triggers": (email_triggers.sync, EmailCandidate),
     "recommendations": (recommendations.sync, Recommendation),
 }
 

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from etl.airflow.connections import POSTGRES_CONN_ID, REDIS_CONN_ID, settings
 from etl.cli.flags import SYNCS
-from etl.errors import FORCE, Stopped, SyncError
+from etl.errors import FORCE, Cancelled, SyncError
 from etl.plumbing import cancellation
 
 if TYPE_CHECKING:
@@ -119,15 +119,15 @@ def run(
             return result
     except ImportError as error:
         raise AirflowFailException(f"{error}; {_INSTALL}") from None
-    except (SyncError, Stopped) as error:
+    except (SyncError, Cancelled) as error:
         told = _told(sync, error)
         context["ti"].xcom_push("return_value", told)
-        again = isinstance(error, Stopped) or error.retryable
+        again = isinstance(error, Cancelled) or error.retryable
         # `from None`: the causes have nothing to add, and Airflow would log them.
         raise (AirflowException if again else AirflowFailException)(told["error"]) from None
 
 
-def _told(sync: str, error: SyncError | Stopped) -> dict[str, Any]:
+def _told(sync: str, error: SyncError | Cancelled) -> dict[str, Any]:
     """The result of a run that did not go through, in Airflow's words."""
     told: dict[str, Any] = dict(error.result or {"sync": sync, "status": error.status})
     words = told.get("error") or str(error)

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from etl.cli import flags, progress, report
-from etl.errors import Stopped, SyncError
+from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
 from etl.settings import secrets_of
@@ -39,18 +39,18 @@ def main(only: str | None = None) -> NoReturn:
 
 def run_command(work: Callable[[], int]) -> NoReturn:
     """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
-    signals.end_at_once()
+    signals.install_exiting()
     try:
         code = work()
     except SyncError as error:
         _debug(error)
         code = _complain(str(error), error.exit_code)
-    except Stopped as stop:
+    except Cancelled as stop:
         code = _complain(f"stopped by {stop}", stop.exit_code)
     except Exception as error:
         _debug(error)
         code = _complain(failure.unexpected(error), 1)
-    signals.ignore()
+    signals.ignore_all()
     sys.exit(code)
 
 
@@ -70,7 +70,7 @@ def _run(wanted: Flags) -> int:
             for name in flags.SYNCS if wanted.sync == "all" else (wanted.sync,):
                 add(*_run_one(name, wanted, results))
                 signals.check()
-    except Stopped as stop:
+    except Cancelled as stop:
         if stop.result is not None:
             add(stop.result, stop.exit_code)
         raise
@@ -87,7 +87,7 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
     from etl.run import refused
 
     module = importlib.import_module(f"etl.{name}")
-    signals.raise_stopped()
+    signals.install_raising()
     segments = [result for result in before if result["sync"] == "user_segments"]
     if name == "email_triggers" and segments and segments[0]["status"] != "ok":
         return refused(name, _not_run(segments[0]), dry_run=wanted.dry_run), 3

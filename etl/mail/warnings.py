@@ -40,7 +40,7 @@ def look(
     run.segments[run.shard] = users
     run.counts["unmapped"] = sum(users.values()) - sum(users.get(name, 0) for name in templates)
     if not templates.keys() <= users.keys():
-        cancels = postgres.ask(run.postgres, "email_cancels")
+        cancels = postgres.query(run.postgres, "email_cancels")
         run.cancels[run.shard] = {row["template"]: row["mails"] for row in cancels}
     users_so_far = _added(run.segments)
     unmapped = [(name, n) for name, n in users_so_far.most_common() if name not in templates]

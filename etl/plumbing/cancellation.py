@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from etl.errors import Stopped
+from etl.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def cancel(by: str = "etl.cancel()") -> int:
         run.asked.set()
     threads = {run.thread for run in running}
     if threading.get_ident() in threads:
-        raise Stopped(by)
+        raise Cancelled(by)
     return len(threads)
 
 
@@ -61,7 +61,7 @@ def cancellable() -> Iterator[None]:
     A block around this one is cancelled with it, and disturbs nothing after it.
 
     Raises:
-        Stopped: it was cancelled, and failed for that or for another reason.
+        Cancelled: it was cancelled, and failed for that or for another reason.
     """
     run = _Cancel()
     _current.set(run)
@@ -70,8 +70,8 @@ def cancellable() -> Iterator[None]:
         yield
     except BaseException as error:
         # DuckDB and the drivers turn a stop into an error of their own.
-        if run.asked.is_set() and not isinstance(error, Stopped):
-            raise Stopped(run.by) from error
+        if run.asked.is_set() and not isinstance(error, Cancelled):
+            raise Cancelled(run.by) from error
         raise
     finally:
         _running.discard(run)
@@ -79,10 +79,10 @@ def cancellable() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise `Stopped` when this run is to be cancelled."""
+    """Raise `Cancelled` when this run is to be cancelled."""
     run = _current.get()
     if run is not None and run.asked.is_set():
-        raise Stopped(run.by)
+        raise Cancelled(run.by)
 
 
 def pause(seconds: float) -> None:

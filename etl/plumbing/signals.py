@@ -9,7 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-from etl.errors import Stopped
+from etl.errors import Cancelled
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,7 +29,7 @@ def end_at_once() -> None:
 
 
 def raise_stopped() -> None:
-    """From here on a signal raises `Stopped`, so that a run can roll back and say so."""
+    """From here on a signal raises `Cancelled`, so that a run can roll back and say so."""
     _received.clear()
     for number in _SIGNALS:
         signal.signal(number, _raise)
@@ -40,16 +40,16 @@ def heard() -> int:
     return len(_received)
 
 
-def received(before: int = 0) -> Stopped | None:
+def received(before: int = 0) -> Cancelled | None:
     """The stop that a signal after the first `before` asked for, also when its exception got lost.
 
     DuckDB turns it into a RuntimeError, and one that is raised in a destructor is dropped.
     """
-    return Stopped(_received[before]) if len(_received) > before else None
+    return Cancelled(_received[before]) if len(_received) > before else None
 
 
 def check() -> None:
-    """Raise `Stopped` for a signal whose own exception got lost."""
+    """Raise `Cancelled` for a signal whose own exception got lost."""
     if stop := received():
         raise stop
 
@@ -70,4 +70,4 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
 
 def _raise(number: int, _: FrameType | None) -> NoReturn:
     _received.append(signal.Signals(number))
-    raise Stopped(_received[-1])
+    raise Cancelled(_received[-1])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl.errors import Lost, SyncError, Transient
+from etl.errors import ConnectionLost, SyncError, Transient
 from etl.plumbing import cancellation, log, queries
 from etl.postgres import errors as postgres_errors
 from etl.postgres import sessions
@@ -68,7 +68,7 @@ class Connection:
             SyncError: as `call`, when it is waited for.
         """
         if self.stuck:
-            raise Lost(f"Postgres ({self._settings.postgres_address}): the connection is gone")
+            raise ConnectionLost(f"Postgres ({self._settings.postgres_address}): the connection is gone")
         future = in_thread(partial(work, self._raw))
         self._busy, self._blocker = future, ""
         return partial(self._wait_for, future)
@@ -78,7 +78,7 @@ class Connection:
         try:
             self.call(lambda raw: raw.commit())
         except _NoAnswerError as error:  # which may be found in the ledger, once the server is back
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
 
     def rollback(self) -> None:
         """Undo it."""
@@ -163,7 +163,7 @@ def connect(settings: Settings, purpose: str) -> Connection:
     """Open a connection that names itself `purpose pid@host` in pg_stat_activity.
 
     Raises:
-        Lost: the server cannot be reached now.
+        ConnectionLost: the server cannot be reached now.
         SyncError: it does not let us in.
     """
     from adbc_driver_postgresql import dbapi
@@ -172,7 +172,7 @@ def connect(settings: Settings, purpose: str) -> Connection:
     try:
         # Two addresses of a host, say, with time for each.
         if not cancellation.done(future, 2 * CONNECT_SECONDS + _GRACE_SECONDS):
-            raise Lost(f"Postgres ({settings.postgres_address}): it accepts but does not answer")
+            raise ConnectionLost(f"Postgres ({settings.postgres_address}): it accepts but does not answer")
         return future.result()
     except dbapi.Error as error:
         # Its frames hold the conninfo, password and all, which some tracebacks show.

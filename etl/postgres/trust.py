@@ -24,7 +24,7 @@ def check(connection: Connection, settings: Settings) -> None:
             table inherits from one of these; nothing was read or written.
     """
     names = re.findall(r"^-- makes: (\S+)$", queries.load("postgres", "schema"), re.MULTILINE)
-    found = postgres.ask(connection, "untrusted", orjson.dumps(names).decode())
+    found = postgres.query(connection, "untrusted", orjson.dumps(names).decode())
     if not found:
         return
     first = found[0]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from polars.exceptions import PanicException
 
 from etl import postgres
-from etl.errors import Lost, Stopped, SyncError
+from etl.errors import ConnectionLost, Cancelled, SyncError
 from etl.options import Options
 from etl.plumbing import cancellation, failure, log, retry, signals
 from etl.postgres import trust
@@ -54,7 +54,7 @@ def execute(
     """
     settings = settings or Settings.from_environment()
     run = Run(sync, settings, options, needs_postgres, shard=options.walk[0])
-    heard = signals.heard()
+    heard = signals.count()
     with hiding(settings.secrets), log.context(sync=sync, run_id=run.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
@@ -63,14 +63,14 @@ def execute(
                 retry.persist(
                     partial(_attempt, run, load),
                     run.settings.retry_seconds,
-                    lambda error: needs_postgres and isinstance(error, Lost),
+                    lambda error: needs_postgres and isinstance(error, ConnectionLost),
                     "server.lost",
                 )
         except BaseException as error:
             # DuckDB and the drivers turn a stop into an error of their own; a defect of Polars
             # is no Exception either.
             failed = isinstance(error, Exception | PanicException)
-            stop = signals.received(heard) or (None if failed else error)
+            stop = signals.pending(heard) or (None if failed else error)
             ended = _cancelled(run, stop) if stop else _failed(run, error)
             if ended is error:
                 raise
@@ -86,17 +86,17 @@ def execute(
 def _failed(run: Run, error: BaseException) -> SyncError:
     if getattr(error, "sqlstate", None):
         run.committing = False  # the server has answered
-    problem = failure.explained(error, run.settings, _done_before(run))
+    problem = failure.to_sync_error(error, run.settings, _done_before(run))
     _fail(run, problem.status, str(problem))
     problem.result = run.result(problem.status, str(problem))
     return problem
 
 
 def _cancelled(run: Run, stop: BaseException) -> BaseException:
-    name = str(stop) if isinstance(stop, Stopped) else type(stop).__name__
+    name = str(stop) if isinstance(stop, Cancelled) else type(stop).__name__
     reason = f"{_done_before(run)}cancelled by {name}"
     _fail(run, "cancelled", reason)
-    if isinstance(stop, Stopped):
+    if isinstance(stop, Cancelled):
         stop.result = run.result("cancelled", reason)
     return stop
 
@@ -133,7 +133,7 @@ def _open(run: Run) -> None:
         run.connection = retry.persist(
             partial(postgres.connect, run.settings, f"etl.{run.sync}"),
             0 if run.needs_postgres else run.settings.retry_seconds,
-            lambda error: isinstance(error, Lost),
+            lambda error: isinstance(error, ConnectionLost),
             "server.lost",
         )
         trust.check(run.connection, run.settings)
@@ -211,7 +211,7 @@ def _record_apart(run: Run, status: str, error: str) -> None:
                 ledger.keep_rejects(connection, run)
             connection.commit()
     except Exception as second:
-        log.warning("ledger.unreachable", reason=str(failure.explained(second, run.settings)))
+        log.warning("ledger.unreachable", reason=str(failure.to_sync_error(second, run.settings)))
 
 
 @contextlib.contextmanager
@@ -220,9 +220,9 @@ def _ledger(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if run.needs_postgres or isinstance(error, ledger.Busy):
+        if run.needs_postgres or isinstance(error, ledger.AlreadyRunning):
             raise
-        log.warning("ledger.unreachable", reason=str(failure.explained(error, run.settings)))
+        log.warning("ledger.unreachable", reason=str(failure.to_sync_error(error, run.settings)))
         _close(run)
         run.in_ledger = False
 

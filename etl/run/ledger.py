@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ASK_AGAIN = 0.5
 
 
-class Busy(Transient):
+class AlreadyRunning(Transient):
     """Another run holds the lock."""
 
 
@@ -37,7 +37,7 @@ def lock(run: Run) -> None:
     """Take the run's lock, waiting for other runs no longer than `wait` seconds.
 
     Raises:
-        Busy: somebody holds it; the message says who, where and since when.
+        AlreadyRunning: somebody holds it; the message says who, where and since when.
     """
     # The session of an attempt that lost its server may take a while to end.
     lingering = run.settings.retry_seconds if run.attempts > 1 else 0
@@ -46,7 +46,7 @@ def lock(run: Run) -> None:
     while not _locked(run):
         holder = _holder(run) or "it has just ended; run again"
         if time.monotonic() >= deadline:
-            raise Busy(f"{run.sync} is already running: {holder}")
+            raise AlreadyRunning(f"{run.sync} is already running: {holder}")
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
@@ -55,13 +55,13 @@ def lock(run: Run) -> None:
 
 def unlock(run: Run) -> None:
     """Let go of the lock; the session would hold it until the server has done away with it."""
-    postgres.ask(run.postgres, "unlock")
+    postgres.query(run.postgres, "unlock")
     run.postgres.commit()
 
 
 def abandon(run: Run) -> None:
     """Mark as failed what a killed process left `running`; whoever holds the lock may."""
-    for row in postgres.ask(run.postgres, "abandon_runs", run.sync, *_part(run), run.run_id):
+    for row in postgres.query(run.postgres, "abandon_runs", run.sync, *_part(run), run.run_id):
         since = f"{row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
         log.warning("run.abandoned", abandoned=row["run_id"], host=row["host"], since=since)
     run.postgres.commit()
@@ -69,7 +69,7 @@ def abandon(run: Run) -> None:
 
 def previous(run: Run) -> Previous | None:
     """What the last ok run of this sync saw; None: there was none."""
-    rows = postgres.ask(run.postgres, "last_run", run.sync)
+    rows = postgres.query(run.postgres, "last_run", run.sync)
     if not rows:
         return None
     (last,) = rows
@@ -110,7 +110,7 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
     if postgres.write(connection, "etl.sync_runs", "record_run", orjson.dumps(row).decode()):
         return True
     # Asked apart: record_run may just have waited for the commit that made the row ok.
-    (is_ok,) = postgres.ask(connection, "is_ok", run.run_id, run.sync, run.shard[0])
+    (is_ok,) = postgres.query(connection, "is_ok", run.run_id, run.sync, run.shard[0])
     postgres.refuse_unwritten(connection, "etl.sync_runs", 0 if is_ok["yes"] else 1)
     return False
 
@@ -125,7 +125,7 @@ def keep_rejects(connection: Connection, run: Run) -> None:
 
 
 def _locked(run: Run) -> bool:
-    (row,) = postgres.ask(run.postgres, "lock", f"etl.{run.sync}", *_part(run))
+    (row,) = postgres.query(run.postgres, "lock", f"etl.{run.sync}", *_part(run))
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
     held = bool(row["held"]) and _holder(run) is None
     if held:
@@ -136,7 +136,7 @@ def _locked(run: Run) -> bool:
 
 
 def _holder(run: Run) -> str | None:
-    holders = postgres.ask(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
+    holders = postgres.query(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
     if not holders:
         return None
     who, end = sessions.described(holders[0]), sessions.ending(holders[0])

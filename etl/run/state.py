@@ -192,7 +192,7 @@ class Run:
             since the server would have to hash every key, and of a target that has many more
             rows than the mart, or none.
         """
-        (about,) = postgres.ask(self.postgres, "rows_about", table)
+        (about,) = postgres.query(self.postgres, "rows_about", table)
         expected = self.previous.mart_rows if self.previous else UNKNOWN_ROWS
         if self.options.part or about["rows"] > 2 * expected:
             return None

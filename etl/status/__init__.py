@@ -84,17 +84,17 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         held = {
             sync
             for sync in flags.syncs
-            if postgres.ask(connection, "lock_holder", f"etl.{sync}", None, None)
+            if postgres.query(connection, "lock_holder", f"etl.{sync}", None, None)
         }
-        runs = postgres.ask(connection, "status_runs", max(TREND, flags.history))
+        runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
         ids = [run["run_id"] for run in runs if run["recency"] == 1]
-        queue = postgres.ask(connection, "status_queue")
+        queue = postgres.query(connection, "status_queue")
         known = _Known(
             now=now,
             max_age=flags.hours,
             runs=[run for run in runs if run["sync"] in flags.syncs],
-            ok_at={row["sync"]: row["ok_at"] for row in postgres.ask(connection, "status_ok")},
-            rejects=postgres.ask(connection, "status_rejects", orjson.dumps(ids).decode()),
+            ok_at={row["sync"]: row["ok_at"] for row in postgres.query(connection, "status_ok")},
+            rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
             held=held,
         )
     syncs = [_fares(sync, known) for sync in flags.syncs]

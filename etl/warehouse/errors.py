@@ -72,7 +72,7 @@ _FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
-class Locked(Transient):
+class WarehouseLocked(Transient):
     """Somebody writes to the file."""
 
 
@@ -84,7 +84,7 @@ def explained(error: BaseException, path: Path, otherwise: str) -> SyncError:
         for pattern, meaning in _PROBLEMS:
             if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
                 words = (" ".join((group or "").split()) for group in found.groups())
-                locked = Locked if meaning.startswith("locked") else SyncError
+                locked = WarehouseLocked if meaning.startswith("locked") else SyncError
                 return locked(f"warehouse {path}: {meaning.format(*words)}")
     return SyncError(f"warehouse {path}: {_told(error, kind, message)}; {otherwise}")
 

@@ -13,7 +13,7 @@ import duckdb
 
 from etl.errors import SyncError
 from etl.plumbing import log, queries, retry
-from etl.warehouse.errors import FOREIGN, Locked, explained
+from etl.warehouse.errors import FOREIGN, WarehouseLocked, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def opened(path: Path, spill: str, wait: float) -> Iterator[duckdb.DuckDBPyConne
     connection = retry.persist(
         partial(_open, path, spill),
         wait,
-        lambda error: isinstance(error, Locked),
+        lambda error: isinstance(error, WarehouseLocked),
         "warehouse.locked",
     )
     try:

@@ -31,7 +31,7 @@ from test_email_workers import Worker
 from etl import postgres
 from etl.errors import SyncError
 from etl.init_db import init_db
-from etl.run.ledger import Busy
+from etl.run.ledger import AlreadyRunning
 from etl.settings import Settings
 
 USERS = 1_000
@@ -61,7 +61,7 @@ def test_of_two_runs_at_once_one_works_and_the_other_says_so(
             together.wait()
             try:
                 ended[run(sync, mart, wait=0)["status"]] += 1
-            except Busy:
+            except AlreadyRunning:
                 ended["busy"] += 1
 
         with in_threads(one, one, one):

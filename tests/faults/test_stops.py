@@ -88,12 +88,12 @@ def test_a_stop_while_keys_are_packed_is_an_exception_like_any_other() -> None:
     code = """if True:
         import signal, time
         import redis
-        from etl.errors import Stopped
+        from etl.errors import Cancelled
         from etl.cache.writer import Pipe
 
         def stop(number, frame):
             if frame.f_code.co_name == "_packed":
-                raise Stopped(signal.Signals(number))
+                raise Cancelled(signal.Signals(number))
 
         pipe, batch, stops, end = Pipe(redis.Redis(), 86_400, 0), [("k", b"v")], 0, time.time() + 5
         pipe.command = "MSETEX"
@@ -102,7 +102,7 @@ def test_a_stop_while_keys_are_packed_is_an_exception_like_any_other() -> None:
         while stops < 2_000 and (stops <= 100 or time.time() < end):
             try:
                 pipe._packed(batch)
-            except Stopped:
+            except Cancelled:
                 stops += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(stops)
