@@ -14,6 +14,7 @@ from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import USER_ID_RULES, without_nul
+from etl.settings import Settings
 
 _MERGE = postgres.Merge(
     "user_segments",
@@ -43,6 +44,7 @@ def sync(
     delete_missing: bool = False,
     wait: float = 0,
     shard: tuple[int, int] | None = None,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Bring crm.user_segments up to the mart.
 
@@ -52,6 +54,7 @@ def sync(
         delete_missing: also delete the users who left the mart.
         wait: seconds to wait for another run of this sync before giving up.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+        settings: in place of those of the environment.
 
     Returns:
         Counts of users: extracted = rejected + inserted + updated + unchanged.
@@ -59,7 +62,8 @@ def sync(
     Raises:
         SyncError: nothing was changed; the message says why, `.result` what was known.
     """
-    return execute("user_segments", load, Options(dry_run, force, delete_missing, wait, shard))
+    options = Options(dry_run, force, delete_missing, wait, shard)
+    return execute("user_segments", load, options, settings=settings)
 
 
 def load(run: Run) -> None:

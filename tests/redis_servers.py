@@ -60,8 +60,8 @@ class Others:
 
     @contextmanager
     def fake(self, answers: Mapping[str, Answer]) -> Iterator[None]:
-        """Answers each command so; it knows PING, and no other that is not told."""
-        known: dict[str, Answer] = {"PING": b"+PONG\r\n", **answers}
+        """Answers each command so; it knows PING, MGET of no key, and no other that is not told."""
+        known: dict[str, Answer] = {"PING": b"+PONG\r\n", "MGET": b"*1\r\n$-1\r\n", **answers}
 
         def serve(client: socket.socket) -> None:
             reader = hiredis.Reader()

@@ -95,7 +95,7 @@ def test_a_row_that_postgres_refuses_is_in_no_cause(
     recorded = select("SELECT to_jsonb(r)::text AS row FROM etl.sync_runs AS r")
     told = everything(raised.value) + caplog.text + str(recorded)
     assert "SQLSTATE 23514" in told
-    assert "etl/postgres/connection.py" in told  # the frames are there
+    assert "etl/postgres/session.py" in told  # the frames are there
     assert not _values(told)
     assert "DETAIL" not in told
 

@@ -382,12 +382,11 @@ def test_out_of_memory_tells_how_many_keys_were_written(
     ("pattern", "written"), [("other:*", 0), ("reco:user_1*", 111)], ids=["none", "some"]
 )
 def test_keys_that_the_acl_forbids_are_counted_out(
-    pattern: str, written: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    pattern: str, written: int, mart: Mart, keys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mart(MANY.format(users=1_000))
-    keys.acl_setuser(
-        "few", enabled=True, passwords=["+pw"], keys=[pattern], commands=["+ping", "+set"]
-    )
+    rights = f"on >pw %R~reco:* %W~{pattern} +ping +set +mget"
+    keys.execute_command("ACL", "SETUSER", "few", *rights.split())
     try:
         monkeypatch.setenv("REDIS_USERNAME", "few")
         monkeypatch.setenv("REDIS_PASSWORD", "pw")

@@ -78,7 +78,7 @@ def test_a_user_who_may_not_msetex_sets_the_keys_one_by_one(
 ) -> None:
     mart(MANY.format(users=1_500))
 
-    with redis_user(keys, monkeypatch, "~reco:* +ping +set"):
+    with redis_user(keys, monkeypatch, "~reco:* +ping +set +mget"):
         result = recommendations.sync()
 
     assert _calls(keys) == {"set": 1_500}
@@ -87,7 +87,7 @@ def test_a_user_who_may_not_msetex_sets_the_keys_one_by_one(
 
 @pytest.mark.parametrize(
     ("rights", "written"),
-    [("~reco:user_1* +ping +set", 1_112), ("~reco:user_1* +ping +set +msetex", 1_000)],
+    [("+ping +set +mget", 1_112), ("+ping +set +mget +msetex", 1_000)],
     ids=["SET", "MSETEX"],
 )
 def test_every_batch_on_its_way_is_counted_when_one_is_refused(
@@ -100,6 +100,7 @@ def test_every_batch_on_its_way_is_counted_when_one_is_refused(
     # The batches are of user_0 to user_1105 and so on, in the order of the text.
     mart(MANY.format(users=12_000))
 
+    rights = f"%R~reco:* %W~reco:user_1* {rights}"
     with redis_user(keys, monkeypatch, rights), pytest.raises(SyncError) as raised:
         recommendations.sync()
 
@@ -117,7 +118,9 @@ def test_every_batch_on_its_way_is_counted_when_one_is_refused(
     assert raised.value.result["written"] == there
 
 
-@pytest.mark.parametrize("rights", ["+ping +set", "+ping +set +msetex"], ids=["SET", "MSETEX"])
+@pytest.mark.parametrize(
+    "rights", ["+ping +set +mget", "+ping +set +mget +msetex"], ids=["SET", "MSETEX"]
+)
 def test_a_full_server_is_counted_exactly(
     rights: str, mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
@@ -171,7 +174,7 @@ def test_none_of_the_rights_of_the_manual_is_too_many(
             assert _calls(keys) == {"set": 10}
         else:
             with pytest.raises(SyncError, match=r"the user needs ~reco:\* \+ping"):
-                recommendations.sync(dry_run=right == "+mget")
+                recommendations.sync()
 
 
 def test_another_database_takes_the_right_to_select_it(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from destinations import Mart, Select, in_shards, last_run
+from pace import within
 from redis_servers import Others
 from test_redis import MANY, redis_user
 
@@ -95,29 +96,63 @@ def test_the_sample_is_spread_over_all_keys_and_no_more_than_a_thousand(total: i
     assert len({later - one for one, later in pairwise(chosen)}) <= 1
 
 
-@pytest.mark.parametrize("way", ["no right", "hangs up"])
-def test_keys_that_cannot_be_looked_up_are_written_with_a_warning(
-    way: str,
-    *,
+# How they are looked up
+
+
+@pytest.mark.parametrize("other", ["+get", "+exists"])
+def test_a_user_without_mget_looks_keys_up_by_what_is_allowed(
+    other: str,
     mart: Mart,
     keys: redis.Redis,
-    others: Others,
-    caplog: pytest.LogCaptureFixture,
-    select: Select,
+    before_it: Callable[[Meddle], list[int]],
+    monkeypatch: Patch,
+) -> None:
+    mart(MANY.format(users=1_500))
+
+    with redis_user(keys, monkeypatch, f"~reco:* +ping +set {other}"):
+        assert recommendations.sync()["written"] == 1_500
+        before_it(lambda sample: keys.delete(sample[5]))
+        with pytest.raises(SyncError, match="1 of a sample of 750 written keys are gone"):
+            recommendations.sync()
+
+
+def test_a_dry_run_compares_by_get_and_not_by_exists(
+    mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=10))
-    rights = "~reco:* +ping +set" + (" +mget" if way == "hangs up" else "")
+    keys.set("reco:user_1", "another")
+
+    with redis_user(keys, monkeypatch, "~reco:* +ping +get"):
+        result = recommendations.sync(dry_run=True)
+    with (
+        redis_user(keys, monkeypatch, "~reco:* +ping +exists"),
+        pytest.raises(SyncError, match=r"a dry run compares values.*allow \+mget"),
+    ):
+        recommendations.sync(dry_run=True)
+
+    assert (result["inserted"], result["updated"]) == (9, 1)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("way", ["no right", "hangs up"])
+def test_no_key_is_written_that_could_not_be_looked_up(
+    way: str, dry_run: bool, mart: Mart, keys: redis.Redis, others: Others
+) -> None:
+    mart(MANY.format(users=10))
+    known = dict.fromkeys(("MGET", "GET", "EXISTS")) if way == "hangs up" else {}
+    rights = "~reco:* +ping +set" + (" +mget" if known else "")
+    others.monkeypatch.setenv("RETRY_SECONDS", "600")  # for nothing
 
     with (
         redis_user(keys, others.monkeypatch, rights),
-        others.proxy({"MGET": None} if way == "hangs up" else {}),
+        others.proxy(known),
+        within(10),
+        pytest.raises(SyncError, match="MGET, GET and EXISTS are refused") as raised,
     ):
-        result = recommendations.sync()
+        recommendations.sync(dry_run=dry_run)
 
-    assert (result["written"], len(result["warnings"])) == (10, 1)
-    assert "allow +mget" in result["warnings"][0]
-    assert [one.getMessage().partition(" ")[0] for one in caplog.records] == ["keys.unseen"]
-    assert last_run(select, "recommendations")["warning"] == result["warnings"][0]
+    assert ("allow MGET" if known else "+mget") in str(raised.value)
+    assert keys.dbsize() == 0
 
 
 # Helpers
@@ -130,10 +165,10 @@ def before_it(monkeypatch: Patch) -> Callable[[Meddle], list[int]]:
     def prepare(meddle: Meddle) -> list[int]:
         read_back, sizes = cache.read_back, []
 
-        def meddled(client: Any, sample: list[str], settings: Any) -> str | None:
+        def meddled(client: Any, sample: list[str], settings: Any) -> None:
             sizes.append(len(sample))
             meddle(sample)
-            return read_back(client, sample, settings)
+            read_back(client, sample, settings)
 
         monkeypatch.setattr(cache, "read_back", meddled)
         return sizes

@@ -96,7 +96,7 @@ def test_a_login_that_is_refused_in_german_is_told_with_the_next_step(
     with (
         within(10),
         others.fake({"AUTH": "-ERR ungültiges Kennwort\r\n".encode()}),
-        pytest.raises(SyncError, match="ungültiges Kennwort; check REDIS_USERNAME, REDIS_PASS"),
+        pytest.raises(SyncError, match="an error, whose words are not repeated; check REDIS_USE"),
     ):
         recommendations.sync()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ import redis
 from redis.exceptions import InvalidResponse
 
 from etl.cache.errors import explained, problem
-from etl.cache.resp import ask, try_command
+from etl.cache.resp import ask
 from etl.cache.server import Client, connect, require_writable
 from etl.cache.writer import Batch, Pipe, persist
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,7 +40,11 @@ BATCH_KEYS = 1_000
 # Keys that are read back when all are written: one in a hundred that is gone shows for certain.
 SAMPLE_KEYS = 1_000
 
-_POLICY = re.compile(rb"^maxmemory_policy:([a-z-]+)", re.MULTILINE)
+# The policies that there are, for what a server says instead may be anything.
+_POLICY = re.compile(
+    rb"^maxmemory_policy:(noeviction|(?:allkeys|volatile)-(?:lru|lfu|lrm|random|ttl))\r?$",
+    re.MULTILINE,
+)
 
 
 def write(
@@ -71,13 +74,13 @@ def write(
 
 def compare(client: Client, batches: Iterable[Batch], settings: Settings) -> dict[str, int]:
     """Count the keys that `write` would add (inserted), change (updated) or only renew."""
+    if client.reads == "EXISTS":
+        raise problem(settings, "a dry run compares values, and MGET is refused; allow +mget")
     counts = {"inserted": 0, "updated": 0, "unchanged": 0}
     with _connection(client, settings) as connection:
         for batch in batches:
             names = [key for key, _ in batch]
-            present = persist(
-                partial(_values, connection, names, client.mode), settings.retry_seconds
-            )
+            present = persist(partial(_found, connection, names, client), settings.retry_seconds)
             for (_, value), old in zip(batch, present, strict=True):
                 outcome = "inserted" if old is None else "unchanged" if old == value else "updated"
                 counts[outcome] += 1
@@ -93,28 +96,22 @@ def sampled(batches: Iterable[Batch], total: int, most: int, keys: list[str]) ->
         yield batch
 
 
-def read_back(client: Client, keys: list[str], settings: Settings) -> str | None:
+def read_back(client: Client, keys: list[str], settings: Settings) -> None:
     """See that keys which were written are still there; their values may be another writer's.
-
-    Returns:
-        Why that cannot be seen; nearly always None.
 
     Raises:
         SyncError: some are gone.
     """
     if not keys:
-        return None
+        return
     seconds, missing = settings.retry_seconds, keys
     with _connection(client, settings) as connection:
-        known = persist(partial(try_command, connection, "MGET", keys[0]), seconds)
-        if not isinstance(known, list):
-            return "whether the keys are still there is not known: MGET is refused, allow +mget"
         for pause in (0, 0.2, 1):  # a proxy may read from a replica that is a little behind
-            time.sleep(pause)
-            found = persist(partial(_values, connection, missing, client.mode), seconds)
-            missing = [key for key, value in zip(missing, found, strict=True) if value is None]
+            cancellation.pause(pause)
+            found = persist(partial(_found, connection, missing, client), seconds)
+            missing = [key for key, value in zip(missing, found, strict=True) if value in (None, 0)]
             if not missing:
-                return None
+                return
         gone = f"{len(missing):,} of a sample of {len(keys):,} written keys are gone"
         raise problem(
             settings, f"{gone}: {_fate(connection)}; raise maxmemory, or see who deletes them"
@@ -133,17 +130,19 @@ def _connection(client: Client, settings: Settings) -> Iterator[Any]:
         connection.disconnect()
 
 
-def _values(connection: Any, keys: list[str], mode: str) -> list[Any]:
-    """The value of each key, None where there is none."""
+def _found(connection: Any, keys: list[str], client: Client) -> list[Any]:
+    """The value of each key, None where there is none; of EXISTS 1 and 0."""
     # In a cluster the keys of one command must share a slot.
-    commands = [("MGET", key) for key in keys] if mode == "cluster" else [("MGET", *keys)]
-    found = []
-    for reply in ask(connection, *commands):
+    at_once = client.reads == "MGET" and client.mode != "cluster"
+    each = [(client.reads, key) for key in keys]
+    found: list[Any] = []
+    for reply in ask(connection, *([("MGET", *keys)] if at_once else each)):
         if isinstance(reply, redis.ResponseError):
             raise reply
-        found += reply if isinstance(reply, list) else []
-    if len(found) != len(keys) or not all(isinstance(one, bytes | None) for one in found):
-        raise InvalidResponse("MGET was not answered with a value for each key")
+        found += reply if isinstance(reply, list) else [reply]
+    kind = int if client.reads == "EXISTS" else bytes | None
+    if len(found) != len(keys) or not all(isinstance(one, kind) for one in found):
+        raise InvalidResponse(f"{client.reads} was not answered with a value for each key")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from etl.errors import SyncError
+from etl.errors import SyncError, Transient
 
 if TYPE_CHECKING:
     from etl.settings import Settings
@@ -42,6 +42,12 @@ _WORDS = {
     "SELECT is not allowed in cluster mode": "set REDIS_DB=0",
 }
 
+_LATER = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+)
+
 # Of TLS these say no more than that somebody hung up.
 _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
@@ -55,22 +61,28 @@ def explained(
 ) -> SyncError:
     """Turn a client's or server's error into one line: what, where, what to do."""
     stopped = f"{done} of {total:,} keys written: " if done else ""
-    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}")
+    kind = Transient if passes(error) or _passes_later(error) else SyncError
+    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}", kind)
 
 
-def problem(settings: Settings, text: str) -> SyncError:
+def problem(settings: Settings, text: str, kind: type[SyncError] = SyncError) -> SyncError:
     """An error about the server of these settings."""
-    return SyncError(f"Redis ({settings.redis_address}): {text}")
+    return kind(f"Redis ({settings.redis_address}): {text}")
 
 
-def passes(error: Exception) -> bool:
+def passes(error: BaseException) -> bool:
     """A server may come back, load its keys or end a script; a password does not become right."""
     cause = error.__context__
     refused = isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT)
     if refused or isinstance(error, redis.AuthenticationError):
         return False
     lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-    return lost or str(error).startswith("BUSY ")
+    return lost or str(error).startswith("BUSY")
+
+
+def _passes_later(error: BaseException) -> bool:
+    """A failover, or replicas that catch up, may take minutes: for a scheduler to wait for."""
+    return isinstance(error, _LATER) or str(error).startswith("NOREPLICAS")
 
 
 def _message(error: object) -> str:

@@ -7,10 +7,8 @@ and hands on what a server says of the arguments it was sent.
 from __future__ import annotations
 
 import io
-import re
 import select
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -18,11 +16,11 @@ import redis
 from redis._parsers.base import BaseParser  # it knows which error is which
 from redis.exceptions import InvalidResponse
 
-from etl.plumbing.redact import hide
+from etl.cache.refusals import told
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 # What a reply may take, or all replies to one batch. A server that is silent is given up sooner,
 # by the timeout of its socket.
@@ -35,19 +33,16 @@ _VALUE_BYTES = 64
 _LINE_BYTES = 64 << 10
 _DEPTH = 8  # lists in lists
 
-# These name a slot and an address, and no more.
+# redis-py parses what follows these, and would fail on what is none.
 _REDIRECTIONS = {"MOVED", "ASK"}
-
-# A clause ends here. The keys that we send have a colon in them, and the values a brace.
-_CLAUSE = re.compile(r"[,;:{\"`\x00-\x1f]|\. ")
 
 
 class Reader(BaseParser):
     """A parser for redis-py's connections; of RESP2, which every server and proxy speaks."""
 
-    def __init__(self, secrets: Iterable[str], socket_read_size: int) -> None:
-        """Hide these secrets where a server repeats one."""
-        self._secrets, self._read_size = [one for one in secrets if one], socket_read_size
+    def __init__(self, socket_read_size: int) -> None:
+        """Read so many bytes at a time."""
+        self._read_size = socket_read_size
         self._source: _Source | None = None
 
     def on_connect(self, connection: Any, **_: Any) -> None:
@@ -111,19 +106,14 @@ class Reader(BaseParser):
         return value[:-2]
 
     def _error(self, line: bytes) -> redis.RedisError:
-        """An error with no more than its first clause: the next may repeat what was sent."""
+        """An error of the kind that redis-py makes of it, in words of ours."""
         text = line.decode(errors="replace")
-        code = text.partition(" ")[0]
-        if code in _REDIRECTIONS:
-            return redis.ResponseError(code)
+        words = told(text)
+        if text.partition(" ")[0] in _REDIRECTIONS:
+            return redis.ResponseError(words)
         parse: Any = self.parse_error
         error: redis.RedisError = parse(text)
-        said = hide(str(error), self._secrets)
-        if isinstance(error, redis.AuthenticationError):
-            said = "the login was refused"  # alike for every password, also an ordinary word
-        elif any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", said) for one in self._secrets):
-            said = ""  # the password is an ordinary word, which is not blanked out
-        error.args = (_CLAUSE.split(said, maxsplit=1)[0].strip(" .")[:200],)
+        error.args = (words,)
         return error
 
 
@@ -179,13 +169,16 @@ def ping(connection: Any) -> None:
 def try_command(connection: Any, *command: str) -> Any:
     """Send what a server or a proxy may not know, and return its reply or error.
 
-    None where it hangs up on the command, as some do, and still answers a PING.
+    Where it hangs up on the command, as some do, and still answers a PING, that is an error too.
     """
+    hung_up: redis.RedisError | None = None
     for _ in range(2):
         ping(connection)
-        with suppress(redis.ConnectionError, redis.TimeoutError):
+        try:
             return ask(connection, command)[0]
-    return None
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            hung_up = error
+    return hung_up
 
 
 def ask(connection: Any, *commands: Sequence[str]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +16,6 @@ from etl.cache.errors import explained, problem
 from etl.cache.resp import Reader, ask, ping, try_command
 from etl.cache.writer import persist
 from etl.errors import SyncError, UsageError
-from etl.settings import secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +31,21 @@ _FILES = {
 }
 
 
+# How to see that keys are there, the best first; a dry run needs their values as well.
+_READS = ("MGET", "GET", "EXISTS")
+
+# A key that ~reco:* allows and nobody has, for no id is empty.
+_NOBODY = "reco:"
+
+
 class Client(redis.Redis):
-    """A server that answers; `mode` is what it says of itself: standalone, cluster, ""."""
+    """A server that answers.
+
+    `mode` is what it says of itself: standalone, cluster, ""; `reads` a command that finds keys.
+    """
 
     mode = ""
+    reads = _READS[0]
 
 
 def connect(settings: Settings) -> Client:
@@ -59,18 +68,18 @@ def connect(settings: Settings) -> Client:
         driver_info=None,  # or each connection says its version, which takes another right
         retry=Retry(NoBackoff(), 0),  # `persist` knows better what is worth another attempt
     )
-    secrets = {*settings.secrets, *secrets_of(os.environ)}
-    client.connection_pool.connection_kwargs["parser_class"] = partial(Reader, secrets)
+    client.connection_pool.connection_kwargs["parser_class"] = Reader
     with _probe(client, settings) as probe:
         persist(partial(ping, probe), settings.retry_seconds)
     return client
 
 
 def require_writable(client: Client, settings: Settings) -> None:
-    """Ask the server what it is, and set `client.mode`.
+    """Ask the server what it is and how keys can be read back; set `client.mode` and `.reads`.
 
     Raises:
-        SyncError: it is a Sentinel, a replica or one of several nodes of a cluster.
+        SyncError: it is a Sentinel, a replica or one of several nodes of a cluster, or lets us
+            read no key.
     """
     with _probe(client, settings) as probe:
         told = persist(partial(_told, probe), settings.retry_seconds)
@@ -85,6 +94,7 @@ def require_writable(client: Client, settings: Settings) -> None:
         if told.get(b"role") in (b"replica", b"slave"):
             raise problem(settings, "this is a replica; set REDIS_HOST to the primary")
         client.mode = told.get(b"mode", b"").decode(errors="replace")
+        client.reads = _readable(probe, settings)
         if settings.redis_db:
             persist(client.ping, settings.retry_seconds)
 
@@ -142,6 +152,30 @@ def _require_one_node(connection: Any, settings: Settings) -> None:
             f"this is a node of a cluster of {nodes:,} with {slots:,} of {_SLOTS:,} slots,"
             " and only one with all of them can be written to; set REDIS_HOST to a single server",
         )
+
+
+def _readable(connection: Any, settings: Settings) -> str:
+    """A command that the server knows and the user may use to find keys."""
+    refusals = []
+    for command in _READS:
+        known = partial(try_command, connection, command, _NOBODY)
+        refusal = persist(known, settings.retry_seconds)
+        if not _refused(refusal):
+            return command
+        refusals.append(refusal)
+    why = "written keys are read back, and MGET, GET and EXISTS are refused"
+    denied = [one for one in refusals if isinstance(one, redis.exceptions.NoPermissionError)]
+    if denied:
+        denied[0].args = (why,)
+    elif not isinstance(refusals[0], redis.ResponseError):
+        raise problem(settings, f"{why}: it hangs up; let what is in between allow MGET")
+    raise explained((denied or refusals)[0], settings)
+
+
+def _refused(reply: Any) -> bool:
+    """Whether the command is; what else a server complains of, to write a key tells better."""
+    denied = (redis.exceptions.NoPermissionError, redis.ConnectionError, redis.TimeoutError)
+    return isinstance(reply, denied) or str(reply) == "unknown command"
 
 
 def _figure(info: bytes, name: str) -> int:

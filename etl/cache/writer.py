@@ -12,6 +12,7 @@ from redis.exceptions import InvalidResponse
 
 from etl.cache.errors import passes
 from etl.cache.resp import replies, try_command
+from etl.plumbing import cancellation
 from etl.plumbing.retry import retry
 
 if TYPE_CHECKING:
@@ -130,4 +131,5 @@ class Pipe:
 
 def persist(work: Callable[[], _T], seconds: float) -> _T:
     """Do what may be done again, for so long, while the server is lost or not yet ready."""
+    cancellation.check()
     return retry(work, seconds, passes, "redis.lost")

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from etl.errors import ConnectionLost, SyncError
-from etl.plumbing import log, queries
+from etl.errors import ConnectionLost, SyncError, Transient
+from etl.plumbing import cancellation, log, queries
 from etl.postgres import errors, sessions
 from etl.postgres.login import CONNECT_SECONDS, login
 from etl.settings import hidden
@@ -38,7 +38,7 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _STATUS, _OPEN = "adbc.postgresql.transaction_status", ("intrans", "active")
 
 
-class _NoAnswerError(SyncError):
+class _NoAnswerError(Transient):
     """The server, or the network, is stuck."""
 
 
@@ -163,10 +163,10 @@ class Connection:
         """Wait for it; look half-way to the lock timeout what it is waiting for."""
         seconds = self._settings.postgres_statement_timeout
         begun = time.monotonic()
-        if not wait([future], lock_timeout(self._settings) / 2).done:
+        if not cancellation.done(future, lock_timeout(self._settings) / 2):
             in_thread(self._log_blockers)
         left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
-        if not wait([future], max(left, 0)).done:
+        if not cancellation.done(future, max(left, 0)):
             raise _NoAnswerError(
                 f"Postgres ({self._settings.postgres_address}): no answer for {seconds:g} s"
                 " (POSTGRES_STATEMENT_TIMEOUT); is the server or the network stuck?"
@@ -234,7 +234,7 @@ def connect(settings: Settings, purpose: str) -> Connection:
     future = in_thread(partial(login, settings, application))
     try:
         # Two addresses of a host, say, with time for each.
-        if not wait([future], 2 * CONNECT_SECONDS + _GRACE_SECONDS).done:
+        if not cancellation.done(future, 2 * CONNECT_SECONDS + _GRACE_SECONDS):
             address = settings.postgres_address
             raise ConnectionLost(f"Postgres ({address}): it accepts but does not answer")
         return Connection(future.result(), settings)

@@ -18,12 +18,12 @@ from polars.exceptions import PanicException
 from etl import postgres
 from etl.errors import AlreadyRunning, Cancelled, ConnectionLost, SyncError
 from etl.options import Options
-from etl.plumbing import failure, folder, log, signals
+from etl.plumbing import cancellation, failure, folder, log, signals
 from etl.plumbing.retry import retry
 from etl.postgres import STOP_SECONDS, in_thread, trust
 from etl.run import ledger
 from etl.run.context import Job, Run
-from etl.settings import Settings
+from etl.settings import Settings, hiding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +40,7 @@ def execute(
     options: Options,
     *,
     needs_postgres: bool = True,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Take the lock, load, let the guards look, and commit with the ledger row.
 
@@ -48,23 +49,25 @@ def execute(
         load: reads, reshapes and writes, but does not commit.
         options: how to run.
         needs_postgres: False does the work without lock and ledger where Postgres is away.
+        settings: those of the environment, unless given.
 
     Raises:
         SyncError: the run failed (`Refused`: a guard stopped it); it has `.result`.
     """
-    job = Job(sync, Settings.from_environment(), options, needs_postgres)
+    job = Job(sync, settings or Settings.from_environment(), options, needs_postgres)
     attempts = [Run(job)]
     stops_before = signals.count()
-    with log.context(sync=sync, run_id=job.run_id):
+    with hiding(job.settings.secrets), log.context(sync=sync, run_id=job.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
             # The whole of it is safe to do again: a transaction is gone with its server.
-            retry(
-                partial(_attempt, attempts, load),
-                job.settings.retry_seconds,
-                lambda error: needs_postgres and isinstance(error, ConnectionLost),
-                "server.lost",
-            )
+            with cancellation.cancellable():
+                retry(
+                    partial(_attempt, attempts, load),
+                    job.settings.retry_seconds,
+                    lambda error: needs_postgres and isinstance(error, ConnectionLost),
+                    "server.lost",
+                )
         except BaseException as error:
             # DuckDB and the drivers turn a stop into an error of their own; a defect of Polars
             # is no Exception either.

@@ -18,12 +18,12 @@ import polars as pl
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 from etl.result import Outcome, SyncResult, count_names
 from etl.run import contract, guards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     import dataframely as dy
@@ -149,7 +149,7 @@ class Run:
         with warehouse.open_mart(
             job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
         ) as mart:
-            frames = (reshape(validator.valid_rows(frame)) for frame in mart.frames())
+            frames = (reshape(validator.valid_rows(frame)) for frame in _cancellable(mart))
             batches = warehouse.to_batches(frames)
             spool = warehouse.write(batches, self.folder / "mart", schema.primary_key())
         self.columns, self.rejects = mart.columns, validator.rejects()
@@ -304,6 +304,12 @@ class Run:
             **({"error": error} if error else {}),
         }
         return cast("SyncResult", result)
+
+
+def _cancellable(mart: warehouse.Mart) -> Iterator[pl.DataFrame]:
+    for frame in mart.frames():
+        cancellation.check()
+        yield frame
 
 
 def _since(begun: float) -> float:

@@ -16,7 +16,7 @@ import orjson
 
 from etl import __version__, postgres, warehouse
 from etl.errors import AlreadyRunning
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 from etl.postgres import sessions, trust
 from etl.run.context import PreviousRun
 from etl.settings import hidden
@@ -130,7 +130,7 @@ def lock(run: Run) -> None:
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
-        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
+        cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
 def _try_lock(run: Run) -> str | None:
