@@ -153,15 +153,19 @@ def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
 
 
 def _cut_between_keys(frames: Iterable[pl.DataFrame], key: str) -> Iterator[pl.DataFrame]:
-    """Move the last key's rows of each frame to the next, which may have more of them."""
-    rest: list[pl.DataFrame] = []
+    """Move rows that bear the last key of a frame from the next frame to it."""
+    held: pl.DataFrame | None = None
     for frame in frames:
-        last = frame[key][-1]
-        # Nulls come last and belong to nobody, so that they may be parted.
-        start = len(frame) if last is None else int(frame[key].search_sorted(last))
-        if start:
-            yield pl.concat([*rest, frame.head(start)], how="diagonal")
-            rest = []
-        rest.append(frame.slice(start))
-    if rest:
-        yield pl.concat(rest, how="diagonal")
+        rest = frame
+        if held is not None:
+            last = held[key][-1]
+            # Nulls come last and belong to nobody, so that they may be parted.
+            if last is not None and frame[key][0] == last:
+                more = int((frame[key] == last).sum())
+                held, rest = pl.concat([held, frame.head(more)], how="diagonal"), frame[more:]
+            if not len(rest):
+                continue
+            yield held
+        held = rest
+    if held is not None:
+        yield held
