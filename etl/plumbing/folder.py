@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PREFIX = "etl-run-"
+_PREFIX, _NEW = "etl-run-", "etl-new-"
 
-# A folder this young may be one whose maker has not locked it yet.
+# A folder that is not locked after so long never will be.
 _SECONDS = 60
 
 
@@ -25,18 +25,22 @@ _SECONDS = 60
 def temporary() -> Iterator[Path]:
     """Make a folder of mode 0700 in TMPDIR for the length of a block."""
     _remove_abandoned()
-    # The lock tells the next run that this process lives: the kernel frees it with the process.
-    with (
-        tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name,
-        _locked(Path(name)),
-    ):
-        yield Path(name)
+    new = Path(tempfile.mkdtemp(prefix=_NEW))
+    # The lock tells the next run that this process lives, because the kernel frees it with the
+    # process. The folder gets its name when it is locked.
+    with _locked(new):
+        folder = new.rename(new.with_name(new.name.replace(_NEW, _PREFIX)))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned() -> None:
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    parent = Path(tempfile.gettempdir())
+    for path in [*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_NEW}*")]:
         with contextlib.suppress(OSError), _locked(path):  # another user's, or one in use
-            if time.time() - path.stat().st_mtime > _SECONDS:
+            if path.name.startswith(_PREFIX) or time.time() - path.stat().st_mtime > _SECONDS:
                 shutil.rmtree(path)
 
 

@@ -1,0 +1,96 @@
+"""The temporary folder of a run: its owner's alone, and gone with the run or with the next."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import segments
+from destinations import Mart, Select, stuck
+
+from etl import user_segments
+from etl.errors import SyncError
+from etl.run.context import Run
+
+
+@pytest.fixture
+def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made, which is empty."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_run_has_one_folder_that_nobody_else_may_enter(
+    mart: Mart, parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    stage: Callable[..., Any] = Run.stage
+
+    def look(run: Run, *rest: Any) -> None:
+        seen.extend((path.name, stat.S_IMODE(path.stat().st_mode)) for path in parent.iterdir())
+        stage(run, *rest)
+
+    monkeypatch.setattr(Run, "stage", look)
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+
+    user_segments.sync()
+
+    assert [mode for _, mode in seen] == [0o700]
+    assert not list(parent.iterdir())
+
+
+@pytest.mark.parametrize("error", [SyncError("no"), KeyboardInterrupt(), ValueError("no")])
+def test_a_run_that_fails_leaves_no_folder(
+    mart: Mart, parent: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: Any) -> None:
+        assert list(parent.glob("*/mart"))
+        raise error
+
+    monkeypatch.setattr(Run, "stage", fail)
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+
+    with pytest.raises((SyncError, KeyboardInterrupt)):
+        user_segments.sync()
+
+    assert not list(parent.iterdir())
+
+
+def test_the_folder_of_a_killed_run_goes_with_the_next(
+    mart: Mart, select: Select, parent: Path
+) -> None:
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    mart(segments("('u0', 'at_risk', 1, 0, 0)"))
+    with stuck(select, "u0", "--force") as process:
+        (living,) = parent.iterdir()
+        with pytest.raises(SyncError, match="already running"):
+            user_segments.sync(force=True)
+        assert list(parent.iterdir()) == [living]  # it is in use
+        process.kill()
+        process.wait()
+        assert list(parent.iterdir()) == [living]
+
+    user_segments.sync(force=True, wait=10)
+
+    assert not list(parent.iterdir())
+
+
+def test_what_is_not_ours_stays(mart: Mart, parent: Path) -> None:
+    others = [parent / "etl-run-report.csv", parent / "etl-data"]
+    others[0].write_text("kept")
+    others[1].mkdir()
+    os.symlink(others[1], parent / "etl-run-link")
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+
+    user_segments.sync()
+
+    assert sorted(parent.iterdir()) == sorted([*others, parent / "etl-run-link"])
