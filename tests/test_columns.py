@@ -1,0 +1,96 @@
+"""A column of crm.user_segments stands in several places, which must name the same ones."""
+
+from __future__ import annotations
+
+import re
+
+import duckdb
+import pytest
+from conftest import ROOT, segments
+from destinations import Mart, Select
+
+from etl import email_triggers, recommendations, user_segments
+from etl.email_triggers import EmailCandidate
+from etl.recommendations import Recommendation
+from etl.user_segments import UserSegment
+
+SQL = ROOT / "sql" / "postgres"
+
+# Of the contract alone, and of the table alone.
+BUILT_AT = {"built_at"}
+MAINTAINED = {"previous_segment", "segment_changed_at", "synced_at"}
+
+
+def test_contract_transform_merge_and_table_have_the_same_columns(
+    mart: Mart, select: Select
+) -> None:
+    reshaped = user_segments.transform(UserSegment.create_empty())
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    table = select(
+        "SELECT attname FROM pg_attribute"
+        " WHERE attrelid = 'crm.user_segments'::regclass AND attnum > 0 AND NOT attisdropped"
+    )
+    merge = (SQL / "user_segments.sql").read_text()
+    inserted = re.findall(r"INSERT INTO crm\.user_segments[^(]*\(([^)]*)\)", merge)
+    updated = re.findall(r"(\w+) = excluded\.(\w+)", merge)
+    compared = re.findall(r"\((t\.[^)]*)\)\s+IS DISTINCT FROM\s+\((s\.[^)]*)\)", merge)
+    (row,) = select("SELECT * FROM crm.user_segments")
+    current = (SQL / "user_segments_current.sql").read_text()
+    read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
+    assert read_back is not None
+
+    places = {
+        "contract": set(UserSegment.column_names()) - BUILT_AT,
+        "transform": set(reshaped.columns),
+        "table": {each["attname"] for each in table} - MAINTAINED,
+        "row": row.keys() - MAINTAINED,
+        "user_segments_current.sql": {_name(one) for one in read_back[1].split(",")},
+        "user_segments.sql, SET": {a for a, b in updated if a == b} - MAINTAINED | {"user_id"},
+        **{
+            f"user_segments.sql, INSERT {number}": {_name(one) for one in names.split(",")}
+            for number, names in enumerate(inserted)
+        },
+        **{
+            f"user_segments.sql, comparison of {side[0]}": {
+                one.strip()[2:] for one in side.split(",")
+            }
+            | {"user_id"}
+            for side in compared[0]
+        },
+    }
+
+    every = set.union(*places.values())
+    missing = {place: every - names for place, names in places.items() if every - names}
+    assert missing == {}
+    assert len(inserted) == 2
+
+
+@pytest.mark.parametrize(
+    ("sync", "schema", "mart_sql"),
+    [
+        (user_segments, UserSegment, segments("('a', 'x', 1, 0, 0)")),
+        (email_triggers, EmailCandidate, segments("('a', 'x', 1, 0, 0)")),
+        (
+            recommendations,
+            Recommendation,
+            "CREATE TABLE mart_recommendations AS SELECT 'a' AS user_id, 'b' AS destination,"
+            " 0.9 AS score",
+        ),
+    ],
+    ids=["user_segments", "email_triggers", "recommendations"],
+)
+def test_the_query_of_a_mart_returns_the_columns_of_its_contract(
+    sync: object, schema: type[UserSegment], mart_sql: str
+) -> None:
+    name = str(getattr(sync, "__name__", "")).removeprefix("etl.")
+    query = (ROOT / "sql" / "warehouse" / f"{name}.sql").read_text()
+    with duckdb.connect() as connection:
+        connection.execute(mart_sql)
+        columns = connection.sql(query).columns
+
+    assert sorted(columns) == sorted(schema.column_names())
+
+
+def _name(column: str) -> str:
+    return column.strip().partition("::")[0]
