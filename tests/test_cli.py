@@ -127,9 +127,14 @@ WRONG = [
     ("--wait=-1", "wait must be a number of seconds, not -1"),
     ("--wait=1e999", "wait must be a number of seconds, not inf"),
     ("--wait=True", "wait must be a number of seconds, not True"),
-    ("--shards=0", "shards must be a whole number from 1 on, not 0"),
-    ("--shards=2.5", "shards must be a whole number from 1 on, not 2.5"),
-    ("--shards=True", "shards must be a whole number from 1 on, not True"),
+    ("--shards=4", "--shards is gone: a sync of any size runs in the same memory"),
+    ("--shards 4", "--shards is gone"),
+    ("--shard=3", "--shard takes I/N, as 0/16 for the first of 16, not 3"),
+    ("--shard=1/2/3", "--shard takes I/N, as 0/16 for the first of 16, not '1/2/3'"),
+    ("--shard=2/2", "shard must be (i, n) with 0 <= i < n, not (2, 2)"),
+    ("--shard=0/0", "shard must be (i, n) with 0 <= i < n, not (0, 0)"),
+    ("--shard=-1/2", "--shard takes I/N"),
+    ("--shard", "--shard needs a value"),
     ("--delete-missing", "works with user_segments alone; add --sync user_segments"),
     ("--delete-missing --sync recommendations", "works with user_segments alone"),
 ]
@@ -235,12 +240,12 @@ def test_delete_missing_reaches_the_sync(etl: Etl, mart: Mart, select: Select) -
     assert _count(select, "crm.user_segments") == 19
 
 
-def test_shards_and_force_reach_the_sync(etl: Etl, marts: None, select: Select) -> None:
-    ended = etl("--sync", "user_segments", "--shards", "3", "--force")
+def test_shard_and_force_reach_the_sync(etl: Etl, marts: None, select: Select) -> None:
+    ended = etl("--sync", "user_segments", "--shard", "2/3", "--force")
 
     assert ended.code == 0
-    assert select("SELECT shard, shards, forced FROM etl.sync_runs ORDER BY shard") == [
-        {"shard": shard, "shards": 3, "forced": True} for shard in range(3)
+    assert select("SELECT shard, shards, forced FROM etl.sync_runs") == [
+        {"shard": 2, "shards": 3, "forced": True}
     ]
 
 

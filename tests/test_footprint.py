@@ -73,7 +73,7 @@ def start(machine: Path, environment: Path) -> Start:
 
 
 @pytest.mark.parametrize(
-    "words", ["etl", "etl --dry-run --shards 2", "etl.status", "etl.prune --days 9"]
+    "words", ["etl", "etl --dry-run --shard 1/2", "etl.status", "etl.prune --days 9"]
 )
 def test_who_may_write_nowhere_but_to_the_temporary_folder_leaves_nothing_there(
     words: str, start: Start, machine: Path, environment: Path
@@ -100,7 +100,7 @@ def test_a_sync_that_is_stopped_while_it_reads_takes_its_folder_with_it(
         process.kill()
 
     assert process.returncode == 143, told
-    assert spill.startswith("tmp/etl-duckdb-")
+    assert spill.startswith("tmp/etl-run-")
     assert _files(machine) == {"data/warehouse.duckdb"}
 
 

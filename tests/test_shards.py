@@ -71,6 +71,15 @@ def test_shards_of_a_scheduler_add_up_to_the_whole(mart: Mart, select: Select) -
     assert user_segments.sync()["unchanged"] == 50
 
 
+def test_the_hash_costs_no_call_of_a_function(mart: Mart, select: Select) -> None:
+    plan = str(
+        select("EXPLAIN (VERBOSE) SELECT FROM crm.user_segments WHERE etl.shard_of(user_id, 4) = 1")
+    )
+
+    assert "md5" in plan
+    assert "shard_of" not in plan
+
+
 def values(rows: list[tuple[str | None, str | None, int]]) -> str:
     return segments(", ".join(f"({_text(u)}, {_text(s)}, {n}, 0, 1.5)" for u, s, n in rows))
 

@@ -15,9 +15,9 @@ CREATE SCHEMA IF NOT EXISTS etl;
 -- makes: etl.shard_of
 -- The shard of a key, of so many: the hash of shard_of in sql/warehouse/session.sql. One expression
 -- and no more volatile than convert_to, so that Postgres inlines it.
-CREATE OR REPLACE FUNCTION etl.shard_of(key text, shards integer) RETURNS integer
+CREATE OR REPLACE FUNCTION etl.shard_of(key text, shards int) RETURNS int
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN (('x' || substr(md5(convert_to(key, 'UTF8')), 1, 8))::bit(32)::bigint % shards)::integer;
+RETURN (('x' || substr(md5(convert_to(key, 'UTF8')), 1, 8))::bit(32)::bigint % shards)::int;
 
 -- makes: crm.user_segments
 -- Keys compare as bytes (COLLATE "C"): faster than a language's order, and equality is the same.

@@ -39,7 +39,6 @@ CREATE TEMP MACRO uncastable(x, cast_x) AS CASE
     WHEN x IS NOT NULL AND cast_x IS NULL THEN CAST(x AS VARCHAR)
 END;
 
--- In which of n shards a row is, by a hash that Postgres computes alike (see
--- sql/postgres/user_segments_mirror.sql). One without a key is in shard 0, so that some shard
--- rejects it.
+-- In which of n shards a row is, by a hash that Postgres computes alike (etl.shard_of in
+-- sql/postgres/schema.sql). One without a key is in shard 0, so that some shard rejects it.
 CREATE TEMP MACRO shard_of(key, n) AS coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0);
