@@ -71,9 +71,13 @@ def test_shards_of_a_scheduler_add_up_to_the_whole(mart: Mart, select: Select) -
     assert user_segments.sync()["unchanged"] == 50
 
 
-def test_the_hash_costs_no_call_of_a_function(mart: Mart, select: Select) -> None:
+def test_the_hash_costs_no_call_of_a_function(select: Select) -> None:
     plan = str(
-        select("EXPLAIN (VERBOSE) SELECT FROM crm.user_segments WHERE etl.shard_of(user_id, 4) = 1")
+        select(
+            # With a parameter, because the driver wraps what has none in COPY.
+            "EXPLAIN (VERBOSE) SELECT FROM crm.user_segments WHERE etl.shard_of(user_id, $1::int) = 1",
+            4,
+        )
     )
 
     assert "md5" in plan
