@@ -75,7 +75,8 @@ def test_the_hash_costs_no_call_of_a_function(select: Select) -> None:
     plan = str(
         select(
             # With a parameter, because the driver wraps what has none in COPY.
-            "EXPLAIN (VERBOSE) SELECT FROM crm.user_segments WHERE etl.shard_of(user_id, $1::int) = 1",
+            "EXPLAIN (VERBOSE)"
+            " SELECT FROM crm.user_segments WHERE etl.shard_of(user_id, $1::int) = 1",
             4,
         )
     )
