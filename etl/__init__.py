@@ -6,6 +6,8 @@ import sys
 
 __version__ = "0.1.0"
 
+__all__ = ["cancel"]
+
 # Polars keeps memory that it has freed for ten seconds, which is longer than most of its work
 # here: what it needed for one part of a mart is to be there for others. Must be said before it
 # is imported.
@@ -19,3 +21,5 @@ if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
     from etl.plumbing import signals
 
     signals.end_at_once()
+
+from etl.plumbing.cancellation import cancel  # noqa: E402  (signals are answered first)

@@ -24,6 +24,7 @@ from etl.plumbing import queries
 from etl.result import Outcome, SyncResult
 from etl.run import Run, execute
 from etl.run.contract import no_nul
+from etl.settings import Settings
 from etl.user_segments import UserSegment
 
 
@@ -93,6 +94,7 @@ def sync(
     shards: int = 1,
     shard: tuple[int, int] | None = None,
     name_users: bool = False,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Bring crm.email_queue up to the mart.
 
@@ -104,6 +106,7 @@ def sync(
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
         name_users: let `outcomes` of a dry run name five users each; without it they only
             count, because a scheduler keeps what a task returns.
+        settings: in place of those of the environment.
 
     Returns:
         extracted and rejected count rows of the mart, the others mails: inserted (queued),
@@ -114,7 +117,7 @@ def sync(
         SyncError: nothing was changed; the message says why, `.result` what was known.
     """
     options = Options(dry_run, force, wait=wait, shards=shards, shard=shard, name_users=name_users)
-    return execute("email_triggers", load, options)
+    return execute("email_triggers", load, options, settings=settings)
 
 
 def load(run: Run) -> None:

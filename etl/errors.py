@@ -9,20 +9,36 @@ if TYPE_CHECKING:
     from etl.result import SyncResult
 
 
+# What a refusal ends with; a scheduler puts it in words of its own.
+FORCE = "If this is meant, run again with --force (in Python: force=True)"
+
+
 class SyncError(Exception):
     """A run that did not do its work; the message says what, where and what to do.
 
     `result` holds what the run knew of itself when it stopped; `exit_code` is what the
-    command line ends with.
+    command line ends with. `retryable` tells a scheduler whether the cause may pass by itself;
+    where it is True the error is `Transient`.
     """
 
     exit_code = 1
     status = "failed"
+    retryable = False
     result: SyncResult | None = None
     sqlstate: str | None = None  # what Postgres calls it
 
 
-class Lost(SyncError):  # noqa: N818  (it may come back)
+class Transient(SyncError):  # noqa: N818  (it passes)
+    """What may pass by itself: a lost server, a lock, a failover, another run of this sync.
+
+    A wrong password, a missing right or a broken constraint is none of these, nor is anything
+    that nobody foresaw.
+    """
+
+    retryable = True
+
+
+class Lost(Transient):
     """A server cannot be reached, or not for now; the same may succeed in a moment."""
 
 
@@ -40,11 +56,15 @@ class Refused(SyncError):  # noqa: N818  (a refusal is an outcome, not a defect)
 
 
 class Stopped(BaseException):
-    """A signal ended the run; not an Exception, so that nothing on the way mistakes it for one."""
+    """A signal, or `etl.cancel()`, ended the run.
+
+    Not an Exception, so that nothing on the way mistakes it for one.
+    """
 
     status = "cancelled"
     result: SyncResult | None = None
 
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(number.name)
+    def __init__(self, by: signal.Signals | str) -> None:
+        number = by if isinstance(by, signal.Signals) else signal.SIGTERM
+        super().__init__(by.name if isinstance(by, signal.Signals) else by)
         self.exit_code = 128 + number

@@ -50,6 +50,7 @@ def sync(
     wait: float = 0,
     shards: int = 1,
     shard: tuple[int, int] | None = None,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Bring the keys reco:* up to the mart.
 
@@ -59,6 +60,7 @@ def sync(
         wait: seconds to wait for another run of this sync before giving up.
         shards: walk the mart in this many hash shards, one after the other, to bound memory.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+        settings: in place of those of the environment.
 
     Returns:
         extracted, rejected and below_threshold (a score of RECO_MIN_SCORE or less) count rows
@@ -68,7 +70,7 @@ def sync(
         SyncError: not every key was written; the message says why, `.result` what was known.
     """
     options = Options(dry_run, force, wait=wait, shards=shards, shard=shard)
-    return execute("recommendations", load, options, needs_postgres=False)
+    return execute("recommendations", load, options, needs_postgres=False, settings=settings)
 
 
 def load(run: Run) -> None:

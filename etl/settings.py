@@ -12,7 +12,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: floa
 
 @dataclass(frozen=True)
 class Settings:
-    """The service's settings; each field is the variable of the same name in capitals."""
+    """The service's settings; each field is the variable of the same name in capitals.
+
+    To run with others than the environment has, hand `sync()` a copy:
+    `sync(settings=replace(Settings.from_environment(), postgres_host="db"))` (dataclasses).
+    """
 
     duckdb_path: str = _setting("/data/searchflow.duckdb", "the warehouse file dbt writes")
     mart_schema: str | None = _setting(None, "schema of the marts; found by itself when unset")
@@ -51,6 +56,10 @@ class Settings:
     postgres_statement_timeout: float = _setting(
         900.0, "seconds that one statement may take", min=1
     )
+
+    # No variable: libpq reads PGSSLMODE and the like by itself. For who builds settings in code:
+    # (("sslmode", "verify-full"), ...), parameters of libpq beside those above.
+    libpq: tuple[tuple[str, str], ...] = ()
 
     redis_host: str = _setting("redis", "server, nodes (`a:7000,b:7000`), or a Unix socket")
     redis_port: int = _setting(6379, "", min=1, max=65535)
@@ -106,7 +115,7 @@ class Settings:
         """
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for setting in fields(cls):
+        for setting in _variables():
             try:
                 if text := _text(setting.name, environment):
                     values[setting.name] = _parse(setting, text)
@@ -155,7 +164,7 @@ class Settings:
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
     """The secrets of the environment, also where another setting does not parse."""
     secrets: dict[str, Any] = {}
-    for setting in fields(Settings):
+    for setting in _variables():
         if not setting.repr:
             with contextlib.suppress(ValueError):
                 secrets[setting.name] = _text(setting.name, environment)
@@ -163,9 +172,27 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
     return Settings(**secrets).secrets + libpqs.secrets
 
 
+_of_this_run: ContextVar[tuple[str, ...]] = ContextVar("etl_secrets", default=())
+
+
+@contextlib.contextmanager
+def hiding(secrets: Iterable[str]) -> Iterator[None]:
+    """Hide these as well inside the block: settings need not come from the environment."""
+    token = _of_this_run.set(tuple(secrets))
+    try:
+        yield
+    finally:
+        _of_this_run.reset(token)
+
+
 def hidden(text: str) -> str:
-    """Return a text without the secrets of this process."""
-    return hide(text, secrets_of(os.environ))
+    """Return a text without the secrets of this process and of the run at hand."""
+    return hide(text, {*secrets_of(os.environ), *_of_this_run.get()})
+
+
+def _variables() -> list[Field[Any]]:
+    """The settings that the environment may hold."""
+    return [setting for setting in fields(Settings) if "meaning" in setting.metadata]
 
 
 def _text(name: str, environment: Mapping[str, str]) -> str:

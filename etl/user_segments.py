@@ -18,6 +18,7 @@ from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import KEY, no_nul
+from etl.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +55,7 @@ def sync(
     wait: float = 0,
     shards: int = 1,
     shard: tuple[int, int] | None = None,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Bring crm.user_segments up to the mart.
 
@@ -64,6 +66,7 @@ def sync(
         wait: seconds to wait for another run of this sync before giving up.
         shards: walk the mart in this many hash shards, one after the other, to bound memory.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+        settings: in place of those of the environment.
 
     Returns:
         Counts of users: extracted = rejected + inserted + updated + unchanged.
@@ -72,9 +75,8 @@ def sync(
         SyncError: nothing was changed, or with `shards` only the first so many of them, as the
             message says; `.result` has what was known.
     """
-    return execute(
-        "user_segments", load, Options(dry_run, force, delete_missing, wait, shards, shard)
-    )
+    options = Options(dry_run, force, delete_missing, wait, shards, shard)
+    return execute("user_segments", load, options, settings=settings)
 
 
 def load(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import redis
 from conftest import command, results, segments
 
 from demo.embedded import Servers
-from etl import cache, postgres, recommendations, settings, user_segments
+from etl import cache, email_triggers, postgres, recommendations, settings, user_segments
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
 
@@ -235,6 +236,49 @@ def test_secrets_that_cannot_be_read_are_named_with_the_other_problems(secrets: 
     assert f"POSTGRES_PASSWORD: cannot read the secret {secrets}" in str(raised.value)
     assert "REDIS_PORT: 'x' is not a whole number" in str(raised.value)
     assert f"REDIS_PASSWORD: the secret {secrets / 'redis_password'} is not" in str(raised.value)
+
+
+# Settings that are handed over
+
+
+def test_a_sync_takes_settings_that_are_not_in_the_environment(
+    servers: Servers, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    there = Settings.from_environment()
+    with monkeypatch.context() as patch:
+        for name in ("POSTGRES_HOST", "POSTGRES_PASSWORD", "REDIS_HOST", "DUCKDB_PATH"):
+            patch.setenv(name, "/nowhere")
+
+        assert user_segments.sync(settings=there)["inserted"] == 1
+        assert email_triggers.sync(settings=there)["extracted"] == 1
+        with pytest.raises(SyncError, match="mart_recommendations"):
+            recommendations.sync(settings=there)
+    assert len(select("SELECT FROM etl.sync_runs")) == 3
+
+
+def test_a_password_that_is_handed_over_is_hidden_like_one_of_the_environment(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "of-a-vault-1")
+    read = replace(Settings.from_environment(), redis_password="of-a-vault-1")
+
+    user_segments.sync(settings=read)
+    with pytest.raises(SyncError) as raised:
+        user_segments.sync(settings=replace(read, mart_schema="of-a-vault-1"))
+
+    assert "of-a-vault-1" not in str(raised.value)
+    runs = select("SELECT started_by, error FROM etl.sync_runs ORDER BY started_at")
+    assert [run["started_by"] for run in runs] == ["airflow ***", "airflow ***"]
+    assert "of-a-vault-1" not in str(runs)
+
+
+def test_parameters_of_libpq_are_handed_over(servers: Servers, environment: Path) -> None:
+    read = replace(Settings.from_environment(), libpq=(("sslmode", "require"),))
+
+    with pytest.raises(SyncError, match="does not support SSL"):
+        _whoami(read)  # the server of the tests has none
 
 
 # libpq's own variables

@@ -8,18 +8,21 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
 from destinations import Mart, Select, last_run
 from redis_servers import Others
 
-from etl import recommendations, settings, user_segments
+from etl import postgres, recommendations, settings, user_segments
 from etl.errors import SyncError, UsageError
 from etl.plumbing import log
 from etl.plumbing.redact import hide
 from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
 
 # Words of what servers and we say of a refused password; also the default, and a port.
 WORDS = (
@@ -91,6 +94,46 @@ def test_a_refused_key_is_told_alike_whatever_word_the_password_is(
     (message,) = told
     assert "***" not in message
     assert not message.endswith("Error; run it again")
+
+
+SPOILT: dict[str, dict[str, str] | str] = {
+    "another user": {"POSTGRES_USER": "somebody"},
+    "another database": {"POSTGRES_DB": "other"},
+    "nobody there": {"POSTGRES_PORT": "1"},
+    "no socket": {"POSTGRES_HOST": "/nowhere/socket"},
+    "no file": {"DUCKDB_PATH": "/nowhere/marts.duckdb"},
+    "no schema of marts": {"MART_SCHEMA": "other"},
+    "no folder": {"ETL_SQL_DIR": "/nowhere/sql"},
+    "no table": "DROP TABLE crm.user_segments",
+    "no schema": "DROP SCHEMA crm CASCADE",
+    "no ledger": "DROP TABLE etl.sync_runs",
+    "another type": "ALTER TABLE crm.user_segments ALTER segment TYPE integer USING 1",
+    "a rule": "ALTER TABLE crm.user_segments ADD CONSTRAINT c CHECK (segment <> 'regular')",
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_no_word_of_an_error_makes_a_gap_where_it_is_the_password(
+    kind: str, marts: None, database: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil = SPOILT[kind]
+    if isinstance(spoil, str):
+        postgres.execute(database, spoil)
+        database.commit()
+    given = spoil if isinstance(spoil, dict) else {}
+    gaps = []
+    with monkeypatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        with pytest.raises(SyncError) as raised:
+            user_segments.sync()
+        message = str(raised.value)
+        for word in {*re.findall(r"\w[\w-]*|(?:crm|etl)\.\w+", message)}:
+            patch.setenv("REDIS_PASSWORD", word)
+            gaps += [word] if settings.hidden(message) != message else []
+
+    assert "***" not in message
+    assert gaps == []
 
 
 @pytest.mark.parametrize("word", WORDS)

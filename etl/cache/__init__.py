@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from etl.cache.resp import ask
 from etl.cache.server import connect, require_writable
 from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,7 +112,7 @@ def read_back(client: Client, keys: list[str], settings: Settings) -> None:
     missing = keys
     with _lookup(client, settings) as lookup:
         for pause in (0, 0.2, 1):  # a proxy may read from a replica that is a little behind
-            time.sleep(pause)
+            cancellation.pause(pause)
             found = lookup.values(missing)
             missing = [key for key, value in zip(missing, found, strict=True) if value in (None, 0)]
             if not missing:

@@ -9,7 +9,7 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, TryAgainError
 from redis.sentinel import MasterNotFoundError
 
-from etl.errors import SyncError
+from etl.errors import SyncError, Transient
 
 if TYPE_CHECKING:
     from etl.settings import Settings
@@ -49,6 +49,9 @@ _WORDS = {
     "SELECT is not allowed in cluster mode": "set REDIS_DB=0",
 }
 
+# What a failover or replicas that catch up may need minutes for.
+_LATER = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError, ClusterDownError)
+
 # TLS errors that only say that the connection was lost.
 _CONNECTION_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
@@ -74,15 +77,16 @@ def to_sync_error(
         otherwise: what to do about an error that has no hint of its own.
     """
     stopped = f"{done} of {total:,} keys written: " if done else ""
-    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}")
+    kind = Transient if is_retryable(error) or _is_transient(error) else SyncError
+    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}", kind)
 
 
-def problem(settings: Settings, text: str) -> SyncError:
+def problem(settings: Settings, text: str, kind: type[SyncError] = SyncError) -> SyncError:
     """Return an error about the server of these settings."""
-    return SyncError(f"Redis ({settings.redis_address}): {text}")
+    return kind(f"Redis ({settings.redis_address}): {text}")
 
 
-def is_retryable(error: Exception, *, in_cluster: bool = False) -> bool:
+def is_retryable(error: BaseException, *, in_cluster: bool = False) -> bool:
     """Return whether another attempt may succeed: a server comes back, loads its keys, fails over.
 
     A password does not become right, and outside of a cluster nobody follows MOVED.
@@ -94,6 +98,11 @@ def is_retryable(error: Exception, *, in_cluster: bool = False) -> bool:
     lost = isinstance(error, redis.ConnectionError | redis.TimeoutError)
     redirected = in_cluster and isinstance(error, _REDIRECTIONS)
     return lost or redirected or str(error).startswith("BUSY")
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Return whether a scheduler may try again in some minutes."""
+    return isinstance(error, _LATER) or str(error).startswith("NOREPLICAS")
 
 
 def _message(error: object) -> str:

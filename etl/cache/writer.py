@@ -11,7 +11,7 @@ from redis.exceptions import AskError, ClusterDownError
 from etl.cache.errors import is_retryable
 from etl.cache.lane import Lane, Refusals
 from etl.cache.resp import try_command
-from etl.plumbing import retry
+from etl.plumbing import cancellation, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -166,4 +166,5 @@ class RedisWriter:
 
 def retry_redis(work: Callable[[], _T], seconds: float, *, in_cluster: bool = False) -> _T:
     """Do what may be done again, for so long, while a server is lost or not yet ready."""
+    cancellation.check()
     return retry.persist(work, seconds, partial(is_retryable, in_cluster=in_cluster), "redis.lost")

@@ -15,7 +15,14 @@ _LONG = 8
 
 # One word, a short number or a mark: messages of ours and of servers hold such ones by chance, and
 # a gap in a known message (`FATAL: *** authentication failed`) tells what the secret is.
-_ORDINARY = re.compile(r"[a-z_]{1,15}|[A-Z][a-z]{0,14}|[A-Z_]{1,15}|[0-9]{1,7}|\W{1,2}")
+_ORDINARY = re.compile(
+    r"[a-z_]{1,15}|[A-Z][a-z]{0,14}|[A-Z_]{1,15}|[0-9]{1,7}|\W{1,2}"
+    # Longer ones: settings, tables and functions that messages name, SQLSTATEs, flags.
+    r"|(?:POSTGRES|REDIS|GUARD|EMAIL|WAREHOUSE)_[A-Z_]+|(?:crm|etl)\.[a-z_]+"
+    r"|(?:client|default|idle|ignore|mart|max|maxmemory|pg|query|searchflow|server|statement)_[a-z_]+"
+    r"|hashtextextended|DuckDB|UTF-?8|[0-9][0-9A-FP][0-9P][0-9]{2}|(?:P0|XX)[0-9]{3}"
+    r"|(?:--|dry-|init-|read-|row-)[a-z-]+"
+)
 
 # Where a text itself says that a password follows.
 _LABEL = r"((?i:pass\w*|pwd)(?:\s*=\s*['\"]?|['\"]:\s*['\"]))"

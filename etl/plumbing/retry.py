@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,5 +48,6 @@ def persist(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise
-        time.sleep(min(pause * random.uniform(0.5, 1.5), left))  # noqa: S311  (spreads clients)
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311  (spreads clients)
+        cancellation.pause(min(pause * jitter, left))
         pause = min(2 * pause, _LONGEST_PAUSE)

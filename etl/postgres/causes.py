@@ -22,11 +22,15 @@ CUT = re.compile(
 
 @dataclass(frozen=True)
 class Cause:
-    """A pattern of `<who> <words>`, what to do, and whether the same may succeed in a moment."""
+    """A pattern of `<who> <words>`, what to do, and whether the same may succeed.
+
+    What `passes` is tried again in a moment; `later` is for a scheduler, which waits minutes.
+    """
 
     pattern: str
     advice: str = ""
     passes: bool = False
+    later: bool = False
 
 
 _LOGIN = "check POSTGRES_USER and POSTGRES_PASSWORD"
@@ -73,7 +77,7 @@ _CAUSES = (
     ),
     Cause(r"libpq .*(certificate|SSL|sslmode|TLS)", f"; {_TLS}, PGSSLROOTCERT and POSTGRES_HOST"),
     Cause(r"libpq .*authentication method", "; the server wants another than PGREQUIREAUTH says"),
-    Cause(r"libpq .*(read-only|hot standby)", _PRIMARY),
+    Cause(r"libpq .*(read-only|hot standby)", _PRIMARY, later=True),  # a failover, say
     Cause(r"libpq .*cannot connect to ", _REACH),
     Cause(r"libpq ", "; check the variables POSTGRES_... and PG..."),
     # A server, or a pooler, that turned us away.
@@ -94,7 +98,7 @@ _CAUSES = (
         f"; it turns us away: {_LOGIN}, POSTGRES_DB, PGOPTIONS, its pg_hba.conf and its limits",
     ),
     # A server that did not carry out a statement.
-    Cause(r"25006 ", _PRIMARY),
+    Cause(r"25006 ", _PRIMARY, later=True),
     Cause(r"53100 |58030 .*space", "; the server's disk is full: make room there"),
     Cause(r"53400 ", "; raise temp_file_limit for {user}, or load in parts (--shards)"),
     Cause(
@@ -106,9 +110,14 @@ _CAUSES = (
         r"55P03 ",
         ": {blocker} holds a lock that is needed; let it commit, or end it with"
         " pg_terminate_backend",
+        later=True,
     ),
-    Cause(r"57014 .*user request", "; somebody cancelled it (pg_cancel_backend): run again"),
-    Cause(r"57014 ", "; a statement may take {seconds} s (POSTGRES_STATEMENT_TIMEOUT)"),
+    Cause(
+        r"57014 .*user request",
+        "; somebody cancelled it (pg_cancel_backend): run again",
+        later=True,
+    ),
+    Cause(r"57014 ", "; a statement may take {seconds} s (POSTGRES_STATEMENT_TIMEOUT)", later=True),
     Cause(
         r"42501 .*row-level security",
         "; a policy hides rows from {user}: give it BYPASSRLS, or use another role",

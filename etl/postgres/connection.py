@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl.errors import Lost, SyncError
-from etl.plumbing import log, queries
+from etl.errors import Lost, SyncError, Transient
+from etl.plumbing import cancellation, log, queries
 from etl.postgres import errors as postgres_errors
 from etl.postgres import sessions
 from etl.postgres.login import CONNECT_SECONDS, login
@@ -33,7 +33,7 @@ _GRACE_SECONDS = 5  # the client waits so much longer than the server, which exp
 STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
 
 
-class _NoAnswerError(SyncError):
+class _NoAnswerError(Transient):
     """The server, or the network, is stuck."""
 
 
@@ -119,10 +119,10 @@ class Connection:
         """Wait for it; look half-way to the lock timeout what it is waiting for."""
         seconds = self._settings.postgres_statement_timeout
         begun = time.monotonic()
-        if not wait([future], lock_seconds(self._settings) / 2).done:
+        if not cancellation.done(future, lock_seconds(self._settings) / 2):
             in_thread(self._look_who_blocks)
         left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
-        if not wait([future], max(left, 0)).done:
+        if not cancellation.done(future, max(left, 0)):
             raise _NoAnswerError(
                 f"Postgres ({self._settings.postgres_address}): no answer for {seconds:g} s"
                 " (POSTGRES_STATEMENT_TIMEOUT); is the server or the network stuck?"
@@ -171,7 +171,7 @@ def connect(settings: Settings, purpose: str) -> Connection:
     future = in_thread(partial(_open, settings, purpose))
     try:
         # Two addresses of a host, say, with time for each.
-        if not wait([future], 2 * CONNECT_SECONDS + _GRACE_SECONDS).done:
+        if not cancellation.done(future, 2 * CONNECT_SECONDS + _GRACE_SECONDS):
             raise Lost(f"Postgres ({settings.postgres_address}): it accepts but does not answer")
         return future.result()
     except dbapi.Error as error:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from etl.errors import Lost, SyncError
+from etl.errors import Lost, SyncError, Transient
 from etl.plumbing.redact import one_line
 from etl.postgres import causes as postgres_causes
 from etl.settings import hidden
@@ -80,7 +80,7 @@ def explained(
     if not advice and sqlstate and sqlstate not in heard.words:
         advice = f" (SQLSTATE {sqlstate})"
     words = one_line(heard.words, settings.secrets)[:_LONGEST]
-    kind = Lost if heard.cause.passes else SyncError
+    kind = Lost if heard.cause.passes else Transient if heard.cause.later else SyncError
     problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
     error.args, error.details = (words,), []  # type: ignore[attr-defined]

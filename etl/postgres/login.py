@@ -57,6 +57,7 @@ def _conninfo(settings: Settings, application: str) -> str:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 25_000,
+        **dict(settings.libpq),
     }
     return " ".join(f"{key}={_quoted(value)}" for key, value in parts.items() if value is not None)
 

@@ -17,13 +17,13 @@ from polars.exceptions import PanicException
 from etl import postgres
 from etl.errors import Lost, Stopped, SyncError
 from etl.options import Options
-from etl.plumbing import failure, log, retry, signals
+from etl.plumbing import cancellation, failure, log, retry, signals
 from etl.postgres import trust
 from etl.postgres.connection import STOP_SECONDS, in_thread
 from etl.result import SyncResult
 from etl.run import ledger
 from etl.run.state import Run
-from etl.settings import Settings
+from etl.settings import Settings, hiding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,7 @@ def execute(
     options: Options,
     *,
     needs_postgres: bool = True,
+    settings: Settings | None = None,
 ) -> SyncResult:
     """Take the lock, load every shard asked for, commit each with its ledger row.
 
@@ -46,22 +47,25 @@ def execute(
         load: fetches, reshapes and writes, but does not commit.
         options: how to run.
         needs_postgres: False does the work without lock and ledger where Postgres is away.
+        settings: those of the environment, unless given.
 
     Raises:
         SyncError: the run failed (`Refused`: a guard stopped it); it has `.result`.
     """
-    run = Run(sync, Settings.from_environment(), options, needs_postgres, shard=options.walk[0])
+    settings = settings or Settings.from_environment()
+    run = Run(sync, settings, options, needs_postgres, shard=options.walk[0])
     heard = signals.heard()
-    with log.context(sync=sync, run_id=run.run_id):
+    with hiding(settings.secrets), log.context(sync=sync, run_id=run.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
             # The whole of it, which is safe to do again: a transaction is gone with its server.
-            retry.persist(
-                partial(_attempt, run, load),
-                run.settings.retry_seconds,
-                lambda error: needs_postgres and isinstance(error, Lost),
-                "server.lost",
-            )
+            with cancellation.cancellable():
+                retry.persist(
+                    partial(_attempt, run, load),
+                    run.settings.retry_seconds,
+                    lambda error: needs_postgres and isinstance(error, Lost),
+                    "server.lost",
+                )
         except BaseException as error:
             # DuckDB and the drivers turn a stop into an error of their own; a defect of Polars
             # is no Exception either.

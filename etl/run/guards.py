@@ -11,7 +11,7 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from etl.errors import Refused
+from etl.errors import FORCE, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def judge(figures: Figures, settings: Settings) -> None:
     """
     if found := fired(figures, settings):
         steps = " ".join(dict.fromkeys(found.values()))
-        raise Refused(f"{'; '.join(found)}. {steps} {_FORCE}")
+        raise Refused(f"{'; '.join(found)}. {steps} {FORCE}")
 
 
 def fired(figures: Figures, settings: Settings) -> dict[str, str]:
@@ -224,8 +224,6 @@ _GUARDS: dict[Callable[[Figures, Settings], str | None], str] = {
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }
-
-_FORCE = "If this is meant, run again with --force (in Python: force=True)"
 
 
 def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from etl import __version__, postgres
-from etl.errors import SyncError
-from etl.plumbing import log
+from etl.errors import Transient
+from etl.plumbing import cancellation, log
 from etl.postgres import sessions
 from etl.run.state import Previous
 from etl.settings import hidden
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ASK_AGAIN = 0.5
 
 
-class Busy(SyncError):  # noqa: N818  (nothing is wrong; it is somebody else's turn)
+class Busy(Transient):
     """Another run holds the lock."""
 
 
@@ -50,7 +50,7 @@ def lock(run: Run) -> None:
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
-        time.sleep(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
+        cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
 def unlock(run: Run) -> None:

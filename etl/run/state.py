@@ -18,7 +18,7 @@ import polars as pl
 from etl import postgres, warehouse
 from etl.errors import SyncError
 from etl.options import Options
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 from etl.result import Outcome, SyncResult, counted
 from etl.run import contract, guards
 from etl.settings import Settings
@@ -144,6 +144,7 @@ class Run:
             self.marts = self._cut_mart(schema).read_parts(self.shard[0])
         with contextlib.closing(self.marts):
             for mart in self.marts:
+                cancellation.check()
                 self._note(mart)
                 room = max(self._room - sum(len(rejects.rows) for rejects in found), 0)
                 good, rejects = contract.accept(schema, mart.table, room, mart.read_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from etl.errors import SyncError
+from etl.errors import SyncError, Transient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ _FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
-class Locked(SyncError):  # noqa: N818  (it will be free again)
+class Locked(Transient):
     """Somebody writes to the file."""
 
 

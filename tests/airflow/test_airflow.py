@@ -1,4 +1,4 @@
-"""The DAG in a real Airflow, on real servers: `make test-airflow`.
+"""The DAG by `dags test` in a real Airflow, on real servers: `make test-airflow`.
 
 Airflow and the package as a wheel are in .venv-airflow; the tests and the servers are not.
 """
@@ -6,141 +6,48 @@ Airflow and the package as a wheel are in .venv-airflow; the tests and the serve
 from __future__ import annotations
 
 import json
-import os
-import re
-import sqlite3
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
 import redis
-from conftest import ROOT
+from airflows import (
+    AIRFLOW,
+    DAG_FILE,
+    DAG_ID,
+    DONE,
+    FAILED,
+    NOT_RUN,
+    RUN_SECONDS,
+    SHARD_OF,
+    SKIPPED,
+    SYNCS,
+    USERS,
+    Airflow,
+    Select,
+    break_user,
+    counts,
+    told,
+)
 from pace import crowding
 
 from demo import sample
-from demo.embedded import Servers
-from etl import postgres
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
 
-DAG_ID = "searchflow_reverse_etl"
-DAG_FILE = ROOT / "dags" / f"{DAG_ID}.py"
-AIRFLOW = Path(os.environ.get("VENV_AIRFLOW", ROOT / ".venv-airflow")) / "bin"
-USERS = 300
-RUN_SECONDS = 180  # of one DAG run; 12 are usual on two idle cores
-
 pytestmark = pytest.mark.timeout(2 * RUN_SECONDS + 60)
-SYNCS = ("user_segments", "email_triggers", "recommendations")
-DONE, FAILED, NOT_RUN = ("success", 1), ("failed", 1), ("upstream_failed", 0)
-
-Select = Callable[..., list[dict[str, Any]]]
-
-
-@dataclass
-class Ended:
-    """How a DAG run ended: its state, (state, tries) of each task instance, and what it logged."""
-
-    state: str
-    tasks: dict[str, tuple[str, int]]
-    log: str
-
-    @property
-    def table(self) -> list[str]:
-        """The rows of the table that the last task logged."""
-        (_, table) = self.log.split("Results\n")
-        rows = table.splitlines()[1:]
-        return [row for row in rows if row.startswith(SYNCS)]
-
-
-@dataclass
-class Airflow:
-    """An AIRFLOW_HOME with the DAG in it; tasks are retried after a second, not a minute."""
-
-    home: Path
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `airflow <arguments>`."""
-        return subprocess.run(
-            [AIRFLOW / "airflow", *arguments],
-            cwd=self.home,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=RUN_SECONDS,
-            check=False,
-        )
-
-    def start(self, **params: Any) -> subprocess.Popen[str]:
-        """Start a run of the DAG with these parameters."""
-        log = (self.home / "run.log").open("w")
-        command = [str(AIRFLOW / "airflow"), "dags", "test", DAG_ID, "--conf", json.dumps(params)]
-        return subprocess.Popen(
-            command, cwd=self.home, env=self.environment, stdout=log, stderr=log, text=True
-        )
-
-    def dag_run(self, **params: Any) -> Ended:
-        """Run the DAG with these parameters to its end."""
-        return self.wait(self.start(**params))
-
-    def wait(self, run: subprocess.Popen[str]) -> Ended:
-        """Wait for the end of a run; one that does not come to an end is killed."""
-        try:
-            run.wait(timeout=RUN_SECONDS)
-        finally:
-            run.kill()
-        return self.ended()
-
-    def ended(self) -> Ended:
-        """Tell how the last run ended."""
-        (run_id, state), *_ = self.query("SELECT run_id, state FROM dag_run ORDER BY id DESC")
-        found = self.query(
-            "SELECT task_id, map_index, state, try_number FROM task_instance WHERE run_id = ?",
-            run_id,
-        )
-        tasks = {
-            task if index < 0 else f"{task} {index}": (state, tries)
-            for task, index, state, tries in found
-        }
-        return Ended(state, tasks, (self.home / "run.log").read_text())
-
-    def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Rows of Airflow's own database."""
-        with closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as connection:
-            return connection.execute(sql, parameters).fetchall()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Ours, less what belongs to our Python, with an Airflow of its own."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "PYTHON"))}
-        return {
-            **kept,
-            "AIRFLOW_HOME": str(self.home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(self.home / "dags"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-            "NO_COLOR": "1",
-        }
 
 
 @pytest.fixture(scope="module")
 def empty_airflow() -> Iterator[Airflow]:
     with tempfile.TemporaryDirectory(prefix="etl-airflow-") as home:
         airflow = Airflow(Path(home))
-        (airflow.home / "dags").mkdir()
-        source, minute = DAG_FILE.read_text(), "RETRY_DELAY = timedelta(minutes=1)\n"
-        assert source.count(f"\n{minute}") == 1
-        soon = source.replace(f"\n{minute}", "\nRETRY_DELAY = timedelta(seconds=1)\n")
-        (airflow.home / "dags" / DAG_FILE.name).write_text(soon)
-        migrated = airflow.run("db", "migrate")
-        assert migrated.returncode == 0, migrated.stderr
+        airflow.set_up()
         yield airflow
 
 
@@ -158,7 +65,7 @@ def test_a_run_carries_every_mart_to_its_destination(
 
     assert ended.state == "success", ended.log
     mapped = dict.fromkeys([f"{sync} 0" for sync in SYNCS], DONE)
-    assert ended.tasks == {"shards": DONE, **mapped, "report": DONE}
+    assert ended.tasks == {"shards": DONE, **mapped, "report": DONE, "publish": DONE}
     assert len(ended.table) == 3
     assert told(ended, 0) == USERS
     assert counts(select) == {"segments": USERS, "mails": told(ended, 1), "runs": 3}
@@ -175,7 +82,7 @@ def test_with_shards_each_is_a_task_of_its_own(
 
     assert ended.state == "success", ended.log
     mapped = [f"{sync} {shard}" for sync in SYNCS for shard in range(3)]
-    assert ended.tasks == dict.fromkeys(["shards", *mapped, "report"], DONE)
+    assert ended.tasks == dict.fromkeys(["shards", *mapped, "report", "publish"], DONE)
     assert len(ended.table) == 9
     assert counts(select) == {"segments": USERS, "mails": told(ended, 3, 4, 5), "runs": 9}
     assert keys.dbsize() == told(ended, 6, 7, 8) > 250
@@ -194,40 +101,23 @@ def test_a_failing_shard_fails_the_run_and_stops_nobody_else(
     assert ended.state == "failed", ended.log
     broken = select(f"SELECT {SHARD_OF} AS shard FROM (VALUES ('user_000005')) AS v (user_id)")
     index = broken[0]["shard"]
-    assert ended.tasks[f"user_segments {index}"] == ("failed", 4)  # one try and three retries
+    assert ended.tasks[f"user_segments {index}"] == FAILED  # and is not retried: it cannot pass
     others = [f"user_segments {other}" for other in range(3) if other != index]
     reached = [f"recommendations {shard}" for shard in range(3)]
     assert {name: ended.tasks[name] for name in (*others, *reached)} == dict.fromkeys(
         [*others, *reached], DONE
     )
     assert {ended.tasks.get(f"email_triggers {shard}", NOT_RUN) for shard in range(3)} == {NOT_RUN}
-    assert ended.tasks["report"] == FAILED  # and it is not retried
+    assert ended.tasks["report"] == FAILED
+    assert ended.tasks["publish"] == NOT_RUN
     loaded = select(f"SELECT DISTINCT {SHARD_OF} AS shard FROM crm.user_segments")
     assert {row["shard"] for row in loaded} == {0, 1, 2} - {index}
     assert [row.split()[4] for row in ended.table if row.startswith("user_segments")].count(
         "failed"
     ) == 1
-    assert [row for row in ended.table if " no result " in row]
+    assert len([row for row in ended.table if "not run: a task before it failed" in row]) == 3
     assert "the function crm.break raised an error" in ended.log
     assert "whom it concerns" not in ended.log  # the driver's own error would say
-
-
-def test_a_lost_server_is_retried(
-    airflow: Airflow, servers: Servers, request: pytest.FixtureRequest
-) -> None:
-    servers.stop_postgres()
-    run = airflow.start()
-    try:
-        wait_for(lambda: ("user_segments 0", "up_for_retry") in states(airflow))
-    finally:
-        servers.start_postgres()
-    ended = airflow.wait(run)
-
-    assert ended.state == "success", ended.log
-    assert ended.tasks["user_segments 0"][0] == "success"
-    assert ended.tasks["user_segments 0"][1] > 1
-    assert ended.tasks["recommendations 0"] == DONE  # it can do without Postgres
-    assert counts(request.getfixturevalue("select"))["segments"] == USERS
 
 
 def test_a_refusal_fails_at_once_and_force_goes_past_it(
@@ -245,8 +135,11 @@ def test_a_refusal_fails_at_once_and_force_goes_past_it(
         "email_triggers": NOT_RUN,
         "recommendations 0": DONE,
         "report": FAILED,
+        "publish": NOT_RUN,
     }
     assert "empty: the mart has no rows. Look at dbt" in ended.table[0]
+    assert ended.table[0].endswith("If this is meant, run again with `force`")
+    assert "--force" not in ended.table[0]
     assert counts(select)["segments"] == 0
 
     assert airflow.dag_run(force=True).state == "success"
@@ -268,43 +161,36 @@ def test_a_wrong_setting_fails_at_once(
 
 
 def test_a_dry_run_changes_nothing(airflow: Airflow, select: Select, keys: redis.Redis) -> None:
+    before = airflow.query("SELECT max(id) FROM dag_run")[0][0] or 0
     ended = airflow.dag_run(dry_run=True, shards=2)
 
     assert ended.state == "success", ended.log
     assert len([row for row in ended.table if "(dry run)" in row and "inserted" in row]) == 6
     assert counts(select) == {"segments": 0, "mails": 0, "runs": 0}
     assert keys.dbsize() == 0
+    assert ended.tasks["publish"] == SKIPPED  # so that no asset changes
+    results = airflow.query(
+        "SELECT task_id FROM xcom WHERE dag_run_id > ? AND value LIKE '%extracted%'", before
+    )
+    assert sorted(name for (name,) in results) == sorted([*SYNCS] * 2)  # each once
     kept = str(airflow.query("SELECT value FROM xcom"))
     assert "outcomes" in kept
     assert "user_0" not in kept  # no id of a user: what a task returns stays for weeks
 
 
-def test_a_plain_operator_logs_no_value_of_a_row(airflow: Airflow, database: Connection) -> None:
-    break_user(database, "user_000005")
-    plain = airflow.home / "dags" / "plain.py"
-    plain.write_text(PLAIN)
-    try:
-        ended = airflow.run("dags", "test", "plain")
-    finally:
-        plain.unlink()
+@pytest.mark.parametrize("module", ["etl", "polars"])
+def test_a_worker_without_the_package_is_told_what_to_do(
+    airflow: Airflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise ModuleNotFoundError(f'No module {__name__}')")
+    monkeypatch.setattr(airflow, "python_path", str(tmp_path))
 
-    told = ended.stdout + ended.stderr
-    assert "SyncError" in told
-    assert "the function crm.break raised an error" in told
-    assert "the row is broken" not in told  # which may name a user
-    assert "whom it concerns" not in told
-    assert "user_000005" not in told
-    assert "\x1b[2J" not in told
+    ended = airflow.dag_run()
 
-
-PLAIN = """
-from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import DAG
-from etl import user_segments
-
-with DAG("plain"):
-    PythonOperator(task_id="plain", python_callable=user_segments.sync)
-"""
+    assert ended.tasks["user_segments 0"] == ended.tasks["recommendations 0"] == FAILED
+    assert f"No module {module}; install the wheel on this worker" in ended.log
+    assert ended.tasks["report"] == FAILED
+    assert len(ended.table) == 3  # for which the worker needs nothing
 
 
 @pytest.mark.parametrize("params", [{"dry_run": "False"}, {"shards": 0}])
@@ -349,14 +235,23 @@ def test_parsing_is_light_and_gives_the_promised_dag(empty_airflow: Airflow) -> 
         "catchup": False,
         "max_active_runs": 1,
         "params": {"dry_run": False, "force": False, "shards": 1},
-        "documented": ["dag", "email_triggers", "recommendations", "report", "shards", *SYNCS[:1]],
-        "policies": [[3, 60.0, True, 1800.0]],
+        "documented": ["dag", *sorted([*SYNCS, "publish", "report", "shards"])],
+        "policies": [[3, 60.0, 2.0, 1800.0]],
+        "timeout": 5.5 * 3600,
+        "outlets": {
+            "publish": [
+                "searchflow/crm/user_segments",
+                "searchflow/crm/email_queue",
+                "searchflow/reco",
+            ]
+        },
         "downstream": {
             "shards": ["email_triggers", "recommendations", "user_segments"],
             "user_segments": ["email_triggers", "report"],
             "email_triggers": ["report"],
             "recommendations": ["report"],
-            "report": [],
+            "report": ["publish"],
+            "publish": [],
         },
     }
 
@@ -372,7 +267,7 @@ seconds = time.perf_counter() - begun
 roots = {name.partition(".")[0] for name in set(sys.modules) - before}
 tasks = sorted(dag.tasks, key=lambda task: task.task_id)
 policies = {
-    (t.retries, t.retry_delay.total_seconds(), bool(t.retry_exponential_backoff),
+    (t.retries, t.retry_delay.total_seconds(), t.retry_exponential_backoff,
      t.execution_timeout.total_seconds()) for t in tasks
 }
 print(json.dumps({
@@ -382,66 +277,8 @@ print(json.dumps({
     "params": dict(dag.params),
     "documented": ["dag"] * bool(dag.doc_md) + [t.task_id for t in tasks if t.doc_md],
     "policies": sorted(policies),
+    "timeout": dag.dagrun_timeout.total_seconds(),
+    "outlets": {t.task_id: [asset.name for asset in t.outlets] for t in tasks if t.outlets},
     "downstream": {t.task_id: sorted(t.downstream_task_ids) for t in tasks},
 }))
 """
-
-SHARD_OF = "(('x' || substr(md5(user_id), 1, 8))::bit(32)::bigint % 3)::int"
-
-
-def break_user(database: Connection, user_id: str) -> None:
-    """Make Postgres refuse this user's row, with a detail that no log may show."""
-    postgres.execute(
-        database,
-        f"""
-        CREATE FUNCTION crm.break() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF NEW.user_id = '{user_id}' THEN
-                RAISE EXCEPTION 'the row is broken' USING
-                    DETAIL = 'whom it concerns: {user_id}' || chr(27) || '[2J';
-            END IF;
-            RETURN NEW;
-        END $$
-        """,
-    )
-    postgres.execute(
-        database,
-        "CREATE TRIGGER break BEFORE INSERT ON crm.user_segments"
-        " FOR EACH ROW EXECUTE FUNCTION crm.break()",
-    )
-    database.commit()
-
-
-def counts(select: Select) -> dict[str, int]:
-    """Rows of the destination tables and of the ledger."""
-    (row,) = select(
-        "SELECT (SELECT count(*) FROM crm.user_segments) AS segments,"
-        " (SELECT count(*) FROM crm.email_queue) AS mails,"
-        " (SELECT count(*) FROM etl.sync_runs) AS runs"
-    )
-    return row
-
-
-def told(ended: Ended, *rows: int) -> int:
-    """How many rows the table says were inserted, or keys written, in these rows of it."""
-    found = [re.search(r"([\d,]+) (inserted|written)", ended.table[row]) for row in rows]
-    return sum(int(match[1].replace(",", "")) for match in found if match)
-
-
-def states(airflow: Airflow) -> set[tuple[str, str]]:
-    """Task instances and their states in the run that is going on."""
-    return {
-        (f"{task} {index}", state)
-        for task, index, state in airflow.query(
-            "SELECT task_id, map_index, state FROM task_instance"
-            " WHERE run_id = (SELECT run_id FROM dag_run WHERE state = 'running')"
-        )
-    }
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until it holds, a minute at most."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

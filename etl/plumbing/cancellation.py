@@ -1,0 +1,109 @@
+"""Cancel the runs of this process from another thread, or from a scheduler's `on_kill`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from etl.errors import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+# How often a wait looks for a cancel, in seconds.
+_LOOK = 0.1
+
+
+class _Cancel:
+    """Whether one run is to be cancelled, and by whom."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.asked = threading.Event()
+        self.by = ""
+
+
+_running: set[_Cancel] = set()
+_current: ContextVar[_Cancel | None] = ContextVar("etl_cancel", default=None)
+
+
+def cancel(by: str = "etl.cancel()") -> int:
+    """Cancel every run of this process: it rolls back at once, and the ledger says `cancelled`.
+
+    Safe to call from any thread and in a signal handler, as Airflow does with `on_kill`. The
+    `sync()` that is cancelled raises `etl.errors.Stopped`, which is no Exception; when called in
+    the thread of that sync, this function raises it. Without a run it does nothing.
+
+    Args:
+        by: who asks; the ledger says `cancelled by ...`.
+
+    Returns:
+        How many runs were told to stop.
+    """
+    running = [run for run in list(_running) if not run.asked.is_set()]
+    for run in running:
+        run.by = by
+        run.asked.set()
+    threads = {run.thread for run in running}
+    if threading.get_ident() in threads:
+        raise Stopped(by)
+    return len(threads)
+
+
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """Let `cancel` end what runs inside the block; what has to be undone comes after it.
+
+    A block around this one is cancelled with it, and disturbs nothing after it.
+
+    Raises:
+        Stopped: it was cancelled, and failed for that or for another reason.
+    """
+    run = _Cancel()
+    _current.set(run)
+    _running.add(run)
+    try:
+        yield
+    except BaseException as error:
+        # DuckDB and the drivers turn a stop into an error of their own.
+        if run.asked.is_set() and not isinstance(error, Stopped):
+            raise Stopped(run.by) from error
+        raise
+    finally:
+        _running.discard(run)
+        _current.set(None)
+
+
+def check() -> None:
+    """Raise `Stopped` when this run is to be cancelled."""
+    run = _current.get()
+    if run is not None and run.asked.is_set():
+        raise Stopped(run.by)
+
+
+def pause(seconds: float) -> None:
+    """Sleep, unless the run is cancelled meanwhile."""
+    run = _current.get()
+    if run is None:
+        time.sleep(seconds)
+    else:
+        run.asked.wait(seconds)
+        check()
+
+
+def done(future: Future[Any], seconds: float) -> bool:
+    """Wait for a future no longer than that, unless the run is cancelled meanwhile."""
+    from concurrent.futures import wait
+
+    deadline = time.monotonic() + seconds
+    while True:
+        check()
+        left = deadline - time.monotonic()
+        if wait([future], max(min(left, _LOOK), 0)).done:
+            return True
+        if left <= 0:
+            return False
