@@ -5,7 +5,7 @@ WITH given AS (
     SELECT
         $1::jsonb AS told,
         clock_timestamp() AS now,
-        make_interval(secs => coalesce(($1::jsonb ->> 'seconds')::double precision, 0)) AS took
+        make_interval(secs => coalesce(($1::jsonb ->> 'seconds')::float8, 0)) AS took
 ),
 
 dated AS (
