@@ -32,7 +32,7 @@ MANY = """
     FROM range({users}) AS r(n)
 """
 
-# The line of docs/deployment.md.
+# The lines of docs/deployment.md: for one server, and for a cluster.
 RIGHTS = re.findall(r"user etl on >\S+ (.+)", (ROOT / "docs" / "deployment.md").read_text())
 
 
@@ -145,7 +145,7 @@ def test_the_rights_of_the_manual_are_enough(
     mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=10))
-    (rights,) = RIGHTS
+    rights = RIGHTS[0]
 
     with redis_user(keys, monkeypatch, rights):
         written = recommendations.sync()["written"]
@@ -162,7 +162,7 @@ def test_none_of_the_rights_of_the_manual_is_too_many(
     right: str, mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=10))
-    (line,) = RIGHTS
+    line = RIGHTS[0]
     rights = [each for each in line.split() if each != right]
     if right == "+set":  # what remains where there is no MSETEX
         rights.remove("+msetex")
@@ -181,7 +181,7 @@ def test_another_database_takes_the_right_to_select_it(
     mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=10))
-    (line,) = RIGHTS
+    line = RIGHTS[0]
     monkeypatch.setenv("REDIS_DB", "3")
 
     with redis_user(keys, monkeypatch, line), pytest.raises(SyncError, match=r"\+select"):
