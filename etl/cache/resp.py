@@ -213,7 +213,14 @@ def ask(connection: Any, *commands: Sequence[str]) -> list[Any]:
 
 def send(connection: Any, *commands: Sequence[str]) -> None:
     """Send commands in one piece."""
-    connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
+    send_packed(connection, b"".join(map(hiredis.pack_command, commands)))
+
+
+def send_packed(connection: Any, packed: bytes) -> None:
+    """Send commands as bytes; `connect`, which asks Sentinel, is called by no method that sends."""
+    if not connection.is_connected:
+        connection.connect()
+    connection.send_packed_command([packed])
 
 
 def replies(connection: Any, count: int) -> Iterator[Any]:
