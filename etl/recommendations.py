@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from etl.cache.writer import Batch
+    from etl.cache import Batch
 
 TTL = 24 * 60 * 60  # seconds; renewed at every run, also where the value stays the same
 MIN_SCORE = Settings.reco_min_score  # a destination must score above this (RECO_MIN_SCORE)

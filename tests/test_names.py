@@ -271,7 +271,7 @@ def _work() -> None:
         claim = (mail["id"], "worker", mail["claimed_at"])
         assert postgres.query(connection, "release_stale_emails", 600.0) == []
         assert postgres.query(connection, "complete_email", *claim, True, None)
-        assert postgres.query(connection, "lock_holder", "etl.user_segments", None, None) == []
+        assert postgres.query(connection, "lock_owner", "etl.user_segments", None, None) == []
         assert postgres.query(connection, "blockers", 0) == []
         connection.commit()
 

@@ -9,7 +9,7 @@ def described(session: dict[str, Any]) -> str:
     """Tell pid, role, state and since when; its name only as what it says of itself.
 
     Args:
-        session: pid, role, name, state and since, as lock_holder.sql and blockers.sql return them.
+        session: pid, role, name, state and since, as lock_owner.sql and blockers.sql return them.
     """
     if not session["pid"]:
         return "a prepared transaction (see pg_prepared_xacts)"

@@ -136,7 +136,7 @@ def _locked(run: Run) -> bool:
 
 
 def _holder(run: Run) -> str | None:
-    holders = postgres.query(run.postgres, "lock_holder", f"etl.{run.sync}", *_part(run))
+    holders = postgres.query(run.postgres, "lock_owner", f"etl.{run.sync}", *_part(run))
     if not holders:
         return None
     who, end = sessions.described(holders[0]), sessions.ending(holders[0])

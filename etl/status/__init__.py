@@ -84,7 +84,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         held = {
             sync
             for sync in flags.syncs
-            if postgres.query(connection, "lock_holder", f"etl.{sync}", None, None)
+            if postgres.query(connection, "lock_owner", f"etl.{sync}", None, None)
         }
         runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
         ids = [run["run_id"] for run in runs if run["recency"] == 1]
