@@ -22,7 +22,7 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from etl.cache.writer import Batch
+    from etl.cache import Batch
 
 TTL_SECONDS = 24 * 60 * 60  # renewed at every run, also where the value stays the same
 MIN_SCORE = Settings.reco_min_score  # a destination must score above this (RECO_MIN_SCORE)

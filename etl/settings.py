@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -60,11 +61,13 @@ class Settings:
     # (("sslmode", "verify-full"), ...), parameters of libpq beside those above.
     libpq: tuple[tuple[str, str], ...] = ()
 
-    redis_host: str = _setting("redis", "")
+    redis_host: str = _setting("redis", "server, nodes (`a:7000,b:7000`), or a Unix socket")
     redis_port: int = _setting(6379, "", min=1, max=65535)
     redis_db: int = _setting(0, "", min=0)
     redis_username: str | None = _setting(None, "ACL user")
     redis_password: str | None = _setting(None, "", secret=True)
+    redis_sentinel: str | None = _setting(None, "name of the master that these Sentinels watch")
+    redis_sentinel_password: str | None = _setting(None, "of the Sentinels", secret=True)
     redis_tls: bool = _setting(False, "speak TLS to Redis")
     redis_ca_file: str | None = _setting(None, "whom to trust; unset: the system's authorities")
     redis_cert_file: str | None = _setting(
@@ -129,7 +132,8 @@ class Settings:
     @property
     def secrets(self) -> list[str]:
         """Values that no output may contain."""
-        return [value for value in (self.postgres_password, self.redis_password) if value]
+        every = (self.postgres_password, self.redis_password, self.redis_sentinel_password)
+        return [value for value in every if value]
 
     @property
     def postgres_address(self) -> str:
@@ -138,8 +142,23 @@ class Settings:
 
     @property
     def redis_address(self) -> str:
-        """How messages name the Redis server: host:port/db."""
-        return f"{self.redis_host}:{self.redis_port}/{self.redis_db}"
+        """How messages name the Redis server: host:port/db, a socket, or master@sentinels."""
+        if self.redis_socket:
+            return f"{self.redis_socket}, database {self.redis_db}"
+        hosts = ",".join(f"{host}:{port}" for host, port in self.redis_addresses)
+        master = f"{self.redis_sentinel}@" if self.redis_sentinel else ""
+        return f"{master}{hosts}/{self.redis_db}"
+
+    @property
+    def redis_socket(self) -> str | None:
+        """The Unix socket that REDIS_HOST names, if it names one."""
+        return self.redis_host if self.redis_host.startswith("/") else None
+
+    @property
+    def redis_addresses(self) -> list[tuple[str, int]]:
+        """The hosts in REDIS_HOST, each with its own port or REDIS_PORT."""
+        named = [one.strip() for one in self.redis_host.split(",") if one.strip()]
+        return [_address(one, self.redis_port) for one in named or [self.redis_host]]
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
@@ -220,6 +239,13 @@ def _string(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8") from None
     return text
+
+
+def _address(text: str, port: int) -> tuple[str, int]:
+    """Split `host:port`, `[::1]:port` or a host alone, which may be an IPv6 address."""
+    found = re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d{1,5})", text)
+    host = found[1] if found else text
+    return host.removeprefix("[").removesuffix("]"), int(found[2]) if found else port
 
 
 def _integer(text: str) -> int:

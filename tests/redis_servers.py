@@ -18,7 +18,7 @@ from needs import needs
 from pace import soon
 
 from demo.embedded import Servers
-from demo.embedded.server import free_port, hand_over
+from demo.embedded.server import Server, free_port, hand_over
 
 _PORTS = range(20_000, 22_000)  # a cluster's node also takes the port 10,000 above
 
@@ -35,16 +35,17 @@ class Others:
     @contextmanager
     def server(self, *options: str, program: str = "valkey") -> Iterator[int]:
         """Valkey, or Debian's `redis-server` or `redis-sentinel`."""
-        with self._started(options, program) as port:
-            self.point_at(port)
-            yield port
+        with started(self.servers, options, program) as server:
+            self.point_at(server.port)
+            yield server.port
 
     @contextmanager
     def cluster(self, *slots: int, program: str = "valkey", node: int = 0) -> Iterator[list[int]]:
         """Nodes with so many slots each, and the service pointed at one of them."""
         options = ["--cluster-enabled", "yes"]
         with ExitStack() as stack:
-            ports = [stack.enter_context(self._started(options, program)) for _ in slots]
+            every = [stack.enter_context(started(self.servers, options, program)) for _ in slots]
+            ports = [server.port for server in every]
             nodes: list[Any] = [stack.enter_context(redis.Redis(port=port)) for port in ports]
             first = 0
             for one, count in zip(nodes, slots, strict=True):
@@ -109,31 +110,42 @@ class Others:
         """Runs go to this port from now on."""
         self.monkeypatch.setenv("REDIS_PORT", str(port))
 
-    @contextmanager
-    def _started(self, options: Iterable[str], program: str) -> Iterator[int]:
-        embedded = self.servers.redis
-        binary = embedded.command[0] if program == "valkey" else str(needs(program))
-        port = free_port(_PORTS)
-        with tempfile.TemporaryDirectory(prefix="etl-redis-") as folder:
-            data = Path(folder)
-            config = data / "server.conf"  # which a Sentinel writes to
-            config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
-            for path in (data, config):
-                hand_over(path, embedded.account)
-            unsaved = [] if program == "redis-sentinel" else ["--save", ""]
-            server = replace(
-                embedded,
-                port=port,
-                command=[binary, str(config), *unsaved, *options],
-                data=data / "server",
-                pid_file=data / "server.pid",
-                process=None,
-            )
-            server.start()
-            try:
-                yield port
-            finally:
-                server.stop()
+
+@contextmanager
+def started(
+    servers: Servers, options: Iterable[str], program: str = "valkey", config: str = ""
+) -> Iterator[Server]:
+    """Valkey, or Debian's `redis-server` or `redis-sentinel`, for the length of a block.
+
+    Args:
+        servers: whose account runs it.
+        options: of the command line.
+        program: which one.
+        config: lines of its file, for what cannot be an option.
+    """
+    embedded = servers.redis
+    binary = embedded.command[0] if program == "valkey" else str(needs(program))
+    port = free_port(_PORTS)
+    with tempfile.TemporaryDirectory(prefix="etl-redis-") as folder:
+        data = Path(folder)
+        file = data / "server.conf"  # which a Sentinel writes to
+        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n{config}")
+        for path in (data, file):
+            hand_over(path, embedded.account)
+        unsaved = [] if program == "redis-sentinel" else ["--save", ""]
+        server = replace(
+            embedded,
+            port=port,
+            command=[binary, str(file), *unsaved, *options],
+            data=data / "server",
+            pid_file=data / "server.pid",
+            process=None,
+        )
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

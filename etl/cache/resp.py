@@ -33,12 +33,14 @@ _VALUE_BYTES = 64
 _LINE_BYTES = 64 << 10
 _DEPTH = 8  # lists in lists
 
-# redis-py parses what follows these, and would fail on what is none.
-_REDIRECTIONS = {"MOVED", "ASK"}
+_OK = b"+OK\r\n"
+_MANY_OKS = _OK * 16_384  # more than the buffer of a connection holds
 
 
 class Reader(BaseParser):
     """A parser for redis-py's connections; of RESP2, which every server and proxy speaks."""
+
+    most_oks = 1  # from 2 on, so many OKs in a row may be returned as one `Oks`
 
     def __init__(self, socket_read_size: int) -> None:
         """Read so many bytes at a time."""
@@ -56,7 +58,14 @@ class Reader(BaseParser):
 
     def can_read(self, timeout: float = 0) -> bool:
         """Whether something came that nobody asked for, or the server hung up."""
-        return self._source is not None and self._source.is_ready(timeout)
+        if self._source is None or not self._source.is_ready(timeout):
+            return False
+        self._source.deadline = time.monotonic() + 0.001
+        try:
+            self._buffer.peek(1)
+        except TimeoutError:  # what came is TLS's own, such as a session ticket
+            return False
+        return True
 
     def read_response(self, disable_decoding: bool = False, timeout: object = None) -> Any:
         """Return one reply, which may be a ResponseError.
@@ -69,8 +78,10 @@ class Reader(BaseParser):
         if self._source is None:
             raise _hung_up()
         self._source.deadline = None
+        if self.most_oks > 1 and (oks := self._read_oks()):
+            return oks
         line = self._buffer.readline(_LINE_BYTES)
-        if line == b"+OK\r\n":
+        if line == _OK:
             return b"OK"
         self._room = _REPLY_BYTES
         reply = self._parsed(line, _DEPTH)
@@ -78,8 +89,17 @@ class Reader(BaseParser):
             raise reply
         return reply
 
+    def _read_oks(self) -> Oks:
+        """Read the OKs that have come and that nothing else comes before."""
+        head = self._buffer.peek(1)
+        count = min(len(head) // len(_OK), self.most_oks)
+        while count and head[: count * len(_OK)] != _MANY_OKS[: count * len(_OK)]:
+            count //= 2
+        self._buffer.read(count * len(_OK))
+        return Oks(count)
+
     def _parsed(self, line: bytes, depth: int) -> Any:
-        """The reply that begins with a line."""
+        """Return the reply that begins with a line."""
         kind = line[:1]
         self._room -= len(line) + _VALUE_BYTES
         if line[-2:] != b"\r\n":
@@ -106,15 +126,19 @@ class Reader(BaseParser):
         return value[:-2]
 
     def _error(self, line: bytes) -> redis.RedisError:
-        """An error of the kind that redis-py makes of it, in words of ours."""
+        """Return an error of the kind that redis-py makes of it, in words of ours."""
         text = line.decode(errors="replace")
-        words = told(text)
-        if text.partition(" ")[0] in _REDIRECTIONS:
-            return redis.ResponseError(words)
         parse: Any = self.parse_error
-        error: redis.RedisError = parse(text)
-        error.args = (words,)
+        try:
+            error: redis.RedisError = parse(text)
+        except ValueError:  # MOVED or ASK without a slot and an address
+            error = redis.ResponseError()
+        error.args = (told(text),)
         return error
+
+
+class Oks(int):
+    """So many times OK in a row."""
 
 
 class _Source(io.RawIOBase):
@@ -187,20 +211,51 @@ def ask(connection: Any, *commands: Sequence[str]) -> list[Any]:
     After an exception of any other kind the connection is closed, since replies may be left.
     """
     try:
-        connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
+        send(connection, *commands)
         return list(replies(connection, len(commands)))
     except BaseException:
         connection.disconnect()
         raise
 
 
+def send(connection: Any, *commands: Sequence[str]) -> None:
+    """Send commands in one piece."""
+    send_packed(connection, b"".join(map(hiredis.pack_command, commands)))
+
+
+def send_packed(connection: Any, packed: bytes) -> None:
+    """Send commands as bytes; `connect`, which asks Sentinel, is called by no method that sends."""
+    if not connection.is_connected:
+        connection.connect()
+    connection.send_packed_command([packed])
+
+
 def replies(connection: Any, count: int) -> Iterator[Any]:
     """Read so many replies within one deadline; what the server refuses is among them."""
     deadline = time.monotonic() + REPLY_SECONDS
     for _ in range(count):
-        if time.monotonic() > deadline:
-            raise redis.TimeoutError(f"Timeout: {REPLY_SECONDS:g} s were not enough for an answer")
-        try:
-            yield connection.read_response()
-        except redis.ResponseError as error:
-            yield error
+        yield _reply(connection, deadline)
+
+
+def refusals(connection: Any, count: int) -> Iterator[tuple[int, Any]]:
+    """Read so many replies within one deadline; yield number and reply of each that is not OK."""
+    deadline = time.monotonic() + REPLY_SECONDS
+    parser, done = connection._parser, 0
+    try:
+        while done < count:
+            parser.most_oks = count - done
+            reply = _reply(connection, deadline)
+            if not isinstance(reply, Oks) and reply != b"OK":
+                yield done, reply
+            done += reply if isinstance(reply, Oks) else 1
+    finally:
+        parser.most_oks = 1
+
+
+def _reply(connection: Any, deadline: float) -> Any:
+    if time.monotonic() > deadline:
+        raise redis.TimeoutError(f"Timeout: {REPLY_SECONDS:g} s were not enough for an answer")
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from etl.cache.errors import explained, problem
-from etl.cache.resp import Reader, ask, ping, try_command
-from etl.cache.writer import persist
-from etl.errors import SyncError, UsageError
+from etl.cache.clients import Client, cluster_of, server_clients
+from etl.cache.errors import problem, to_sync_error
+from etl.cache.resp import ping, try_command
+from etl.cache.topology import SLOTS
+from etl.cache.writer import retry_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from redis.sentinel import Sentinel
 
     from etl.settings import Settings
-
-_SLOTS = 16_384
-
-_FILES = {
-    "redis_ca_file": "ssl_ca_certs",
-    "redis_cert_file": "ssl_certfile",
-    "redis_key_file": "ssl_keyfile",
-}
 
 
 # How to see that keys are there, the best first; a dry run needs their values as well.
@@ -38,129 +29,160 @@ _READS = ("MGET", "GET", "EXISTS")
 _NOBODY = "reco:"
 
 
-class Client(redis.Redis):
-    """A server that answers.
-
-    `mode` is what it says of itself: standalone, cluster, ""; `reads` a command that finds keys.
-    """
-
-    mode = ""
-    reads = _READS[0]
-
-
 def connect(settings: Settings) -> Client:
-    """Open a connection and ask for a PING; a server that is away is waited for.
+    """Return a client of the first address in REDIS_HOST that answers a PING, or of the master.
+
+    A server that is away is waited for.
 
     Raises:
-        SyncError: the server cannot be reached or does not let us in.
+        SyncError: no server can be reached, or none lets us in.
     """
-    client = Client(
-        host=settings.redis_host,
-        port=settings.redis_port,
-        db=settings.redis_db,
-        username=settings.redis_username,
-        password=settings.redis_password,
-        ssl=settings.redis_tls,
-        **_certificates(settings),
-        protocol=2,  # RESP3 begins with HELLO, which proxies and old servers do not know
-        socket_timeout=5,
-        socket_connect_timeout=10,
-        driver_info=None,  # or each connection says its version, which takes another right
-        retry=Retry(NoBackoff(), 0),  # `persist` knows better what is worth another attempt
-    )
-    client.connection_pool.connection_kwargs["parser_class"] = Reader
-    with _probe(client, settings) as probe:
-        persist(partial(ping, probe), settings.retry_seconds)
-    return client
+    clients = server_clients(settings)
+    with _explained(settings):
+        if sentinels := clients[0].sentinels:
+            _require_watched(sentinels, settings)
+        return retry_redis(partial(_first_that_answers, clients), settings.retry_seconds)
 
 
 def require_writable(client: Client, settings: Settings) -> None:
-    """Ask the server what it is and how keys can be read back; set `client.mode` and `.reads`.
+    """Ask the server what it is and how keys can be read back; in a cluster, who has which slot.
 
     Raises:
-        SyncError: it is a Sentinel, a replica or one of several nodes of a cluster, or lets us
-            read no key.
+        SyncError: it is a Sentinel, a replica or a cluster in which slots have no node, or lets
+            us read no key.
     """
-    with _probe(client, settings) as probe:
-        told = persist(partial(_told, probe), settings.retry_seconds)
-        if told.get(b"mode") == b"sentinel":
+    with _explained(settings), _probe(client) as probe:
+        told = retry_redis(partial(_hello, probe, client.sentinels), settings.retry_seconds)
+        client.mode = told.get(b"mode", b"").decode(errors="replace")
+        if client.mode == "sentinel":
             raise problem(
                 settings,
-                "this is a Sentinel, which keeps no keys; set REDIS_HOST and REDIS_PORT to those"
-                " of the primary that it watches",
+                "this is a Sentinel, which keeps no keys; set REDIS_SENTINEL to the name of a"
+                " master that it watches",
             )
-        if told.get(b"mode") == b"cluster":
-            _require_one_node(probe, settings)
-        if told.get(b"role") in (b"replica", b"slave"):
+        if client.mode == "cluster":
+            _enter_cluster(client, settings)
+        elif told.get(b"role") in (b"replica", b"slave"):
             raise problem(settings, "this is a replica; set REDIS_HOST to the primary")
-        client.mode = told.get(b"mode", b"").decode(errors="replace")
         client.reads = _readable(probe, settings)
         if settings.redis_db:
-            persist(client.ping, settings.retry_seconds)
+            retry_redis(client.ping, settings.retry_seconds)
+
+
+def _enter_cluster(client: Client, settings: Settings) -> None:
+    """Let keys go to the node that has their slot."""
+    if settings.redis_db:
+        raise problem(settings, "this is a cluster, which has database 0 alone; set REDIS_DB=0")
+    if settings.redis_socket:
+        raise problem(
+            settings,
+            "this is a node of a cluster, and the others have no socket here; set REDIS_HOST to"
+            " the host names of some nodes",
+        )
+    cluster = retry_redis(partial(cluster_of, settings), settings.retry_seconds)
+    client.topology = cluster
+    if cluster.covered < SLOTS:
+        raise problem(
+            settings,
+            f"this is a cluster in which {cluster.covered:,} of {SLOTS:,} slots have a node, and"
+            " keys of the others have nowhere to go; look at CLUSTER INFO, give each slot a node",
+        )
 
 
 @contextmanager
-def _probe(client: Client, settings: Settings) -> Iterator[Any]:
+def _explained(settings: Settings) -> Iterator[None]:
+    """Raise an error of the client or the server as a SyncError."""
+    try:
+        yield
+    except (redis.RedisError, UnicodeError) as error:  # the latter: no name for a host
+        login = "check REDIS_USERNAME, REDIS_PASSWORD and REDIS_DB"
+        raise to_sync_error(error, settings, otherwise=login) from error
+
+
+@contextmanager
+def _probe(client: Client) -> Iterator[Any]:
     """A connection of its own and without SELECT, which a Sentinel does not know."""
     pool = client.connection_pool
     connection = pool.connection_class(**{**pool.connection_kwargs, "db": 0})
     try:
         yield connection
-    except (redis.RedisError, UnicodeError) as error:  # the latter: no name for a host
-        login = "check REDIS_USERNAME, REDIS_PASSWORD and REDIS_DB"
-        raise explained(error, settings, otherwise=login) from error
     finally:
         connection.disconnect()
 
 
-def _certificates(settings: Settings) -> dict[str, Any]:
-    """The client's arguments for TLS; a file is opened here, for OpenSSL does not name it."""
-    given = {name: path for name in _FILES if (path := getattr(settings, name))}
-    for name, path in given.items():
-        if not settings.redis_tls:
-            raise UsageError(f"settings: {name.upper()} is set but REDIS_TLS is not true")
+def _first_that_answers(clients: Sequence[Client]) -> Client:
+    """Return the first client whose server answers; of errors, the last one's is raised."""
+    *others, last = clients
+    for client in others:
         try:
-            Path(path).open("rb").close()
-        except OSError as error:
-            raise SyncError(f"{name.upper()}: {path}: {error.strerror}; correct it") from error
-    return {_FILES[name]: path for name, path in given.items()}
+            return _answering(client)
+        except (redis.ConnectionError, redis.TimeoutError, UnicodeError):
+            continue
+    return _answering(last)
 
 
-def _told(connection: Any) -> dict[Any, Any]:
-    """What HELLO tells; nothing of a server or proxy that does not know it."""
-    told = try_command(connection, "HELLO", "2")
-    pairs = told if isinstance(told, list) else []
-    return {
+def _answering(client: Client) -> Client:
+    with _probe(client) as probe:
+        ping(probe)
+    return client
+
+
+def _require_watched(sentinels: Sentinel, settings: Settings) -> None:
+    """See that Sentinels answer and watch a master of the name in REDIS_SENTINEL."""
+    work = partial(_is_watched, sentinels, settings.redis_sentinel)
+    try:
+        is_watched = retry_redis(work, settings.retry_seconds)
+    except redis.AuthenticationError as error:
+        hint = "check REDIS_SENTINEL_PASSWORD, and that REDIS_HOST names Sentinels"
+        raise problem(settings, f"the Sentinels refuse the login; {hint}") from error
+    except redis.ResponseError as error:
+        hint = "as REDIS_SENTINEL is set, REDIS_HOST and REDIS_PORT must be those of Sentinels"
+        raise problem(settings, f"SENTINEL MASTERS is refused: {error}; {hint}") from error
+    if not is_watched:
+        hint = "set REDIS_SENTINEL to one of those in SENTINEL MASTERS"
+        raise problem(settings, f"the Sentinels watch no master of that name; {hint}")
+
+
+def _is_watched(sentinel: Sentinel, name: str | None) -> bool:
+    """Return whether one of the Sentinels that answer watches a master of this name.
+
+    Raises:
+        RedisError: none answers; the last one's error.
+    """
+    watched: list[bool] = []
+    lost: Exception = redis.ConnectionError("no Sentinel answers")
+    for one in sentinel.sentinels:
+        try:
+            watched.append(name in one.sentinel_masters())
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            lost = error
+    if not watched:
+        raise lost
+    return any(watched)
+
+
+def _hello(connection: Any, sentinel: Sentinel | None) -> dict[Any, Any]:
+    """Return what HELLO tells; nothing of a server or proxy that does not know it."""
+    reply = try_command(connection, "HELLO", "2")
+    pairs = reply if isinstance(reply, list) else []
+    told = {
         name: value
         for name, value in zip(pairs[::2], pairs[1::2], strict=False)
         if isinstance(name, bytes) and isinstance(value, bytes)
     }
-
-
-def _require_one_node(connection: Any, settings: Settings) -> None:
-    (info,) = ask(connection, ("CLUSTER", "INFO"))
-    if not isinstance(info, bytes):
-        raise problem(
-            settings,
-            "this is a node of a cluster and does not tell this user of how many; allow"
-            " +cluster|info, or set REDIS_HOST to a single server",
-        )
-    nodes, slots = (_figure(info, name) for name in ("cluster_size", "cluster_slots_assigned"))
-    if (nodes, slots) != (1, _SLOTS):
-        raise problem(
-            settings,
-            f"this is a node of a cluster of {nodes:,} with {slots:,} of {_SLOTS:,} slots,"
-            " and only one with all of them can be written to; set REDIS_HOST to a single server",
-        )
+    if sentinel and told.get(b"role") in (b"replica", b"slave"):
+        connection.disconnect()
+        raise redis.ConnectionError("the Sentinels name a replica, a failover is not over")
+    return told
 
 
 def _readable(connection: Any, settings: Settings) -> str:
-    """A command that the server knows and the user may use to find keys."""
+    """Return a command that the server knows and the user may use to find keys."""
     refusals = []
     for command in _READS:
         known = partial(try_command, connection, command, _NOBODY)
-        refusal = persist(known, settings.retry_seconds)
-        if not _refused(refusal):
+        refusal = retry_redis(known, settings.retry_seconds)
+        if not _is_refused(refusal):
             return command
         refusals.append(refusal)
     why = "written keys are read back, and MGET, GET and EXISTS are refused"
@@ -169,15 +191,10 @@ def _readable(connection: Any, settings: Settings) -> str:
         denied[0].args = (why,)
     elif not isinstance(refusals[0], redis.ResponseError):
         raise problem(settings, f"{why}: it hangs up; let what is in between allow MGET")
-    raise explained((denied or refusals)[0], settings)
+    raise to_sync_error((denied or refusals)[0], settings)
 
 
-def _refused(reply: Any) -> bool:
-    """Whether the command is; what else a server complains of, to write a key tells better."""
+def _is_refused(reply: Any) -> bool:
+    """Return whether the command is; other complaints, to write a key tells better."""
     denied = (redis.exceptions.NoPermissionError, redis.ConnectionError, redis.TimeoutError)
     return isinstance(reply, denied) or str(reply) == "unknown command"
-
-
-def _figure(info: bytes, name: str) -> int:
-    found = re.search(rb"^%b:(\d{1,9})\r?$" % name.encode(), info, re.MULTILINE)
-    return int(found[1]) if found else 0

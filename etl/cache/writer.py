@@ -1,135 +1,177 @@
-"""One connection to Redis with batches of keys on their way, sent again when it is lost."""
+"""Set keys on one server or a cluster, and send again what a node has not confirmed."""
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
-import hiredis
-import redis
-from redis.exceptions import InvalidResponse
+from redis.exceptions import AskError, ClusterDownError
 
-from etl.cache.errors import passes
-from etl.cache.resp import replies, try_command
+from etl.cache.errors import is_retryable
+from etl.cache.lane import Lane, NotReplicatedError, Refusals
+from etl.cache.resp import try_command
 from etl.plumbing import cancellation
 from etl.plumbing.retry import retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from etl.cache.topology import Batch, Cluster, SingleServer
+
 _T = TypeVar("_T")
 
-Batch: TypeAlias = list[tuple[str, bytes]]
+# Batches that a node works at while the next ones are built.
+_MAX_IN_FLIGHT = 4
 
-# Batches whose replies are not awaited: the server works at them while the next one is built.
-_AHEAD = 4
+# How often keys follow MOVED or ASK at once; then the nodes get time to agree.
+MAX_REDIRECTS = 5
 
 
-class Pipe:
+class RedisWriter:
     """Sets keys, and counts exactly what was written.
 
-    `failure` is the first error with which the server refused a key or a batch; `command` is
-    how the keys are set: MSETEX, a batch in one and all of it or nothing, or SET, one by one.
+    `failure` is the first error with which a node refused a key for good. `command` is how the
+    keys are set: MSETEX, a batch in one and all of it or nothing, or SET, one by one. `doubt`
+    says why a failover may lose keys that are counted.
     """
 
-    def __init__(self, client: redis.Redis, ttl: int, retry_seconds: float) -> None:
+    def __init__(
+        self, topology: SingleServer | Cluster, mode: str, ttl: int, retry_seconds: float
+    ) -> None:
         """Connect at the first need; `ttl` is in seconds, as is how long to try again."""
         self.written = 0
         self.failure: Exception | None = None
-        self.command = "SET"
-        self._client: Any = client
-        self._ttl, self._retry_seconds = ttl, retry_seconds
-        # One that the client knows nothing of, so that it hands nobody a reply left unread.
-        self._connection: Any = client.connection_pool.make_connection()
-        self._waiting: deque[Batch] = deque()  # for their replies; of these so many are sent:
-        self._sent = 0
+        self.command = ""
+        self.doubt: str | None = None
+        self._topology, self._mode, self._ttl = topology, mode, ttl
+        self._retry_seconds = retry_seconds
+        self._lanes: dict[str, Lane] = {}
+        self._pending: list[Batch] = []  # what is in no lane: new, or not confirmed by its node
 
-    def settled(self, batches: Iterable[Batch]) -> Iterator[int]:
-        """Send batches until one is refused; yield after each how many keys are written.
+    def write_batches(self, batches: Iterable[Batch]) -> Iterator[int]:
+        """Send batches until a key is refused; yield after some how many keys are written.
 
         Raises:
-            RedisError: the server is lost and did not come back in time.
+            RedisError: a node is lost, and neither it nor another in its place came in time.
         """
-        self.command = persist(self._fastest, self._retry_seconds)
-        for batch in batches:
-            self._waiting.append(batch)
-            if len(self._waiting) > _AHEAD:
-                yield self._settle()
-            if self.failure:
-                break
-        while self._waiting:  # after a failure as well: what is on its way has to be counted
-            yield self._settle()
+        batches = iter(batches)
+        while self.failure is None and (group := list(islice(batches, self._topology.width))):
+            self._pending += group
+            yield self._advance(_MAX_IN_FLIGHT)
+        yield self._advance(0)  # after a failure as well: what is in flight has to be counted
 
     def close(self) -> None:
         """Hang up, and with it forget the replies that are not read."""
-        self._sent = 0
-        self._connection.disconnect()
+        for lane in self._lanes.values():
+            lane.close()
 
-    def _fastest(self) -> str:
-        """MSETEX where the server knows it and the user may, which to set no keys tells.
+    def _advance(self, most: int) -> int:
+        work = partial(self._exchange, most)
+        in_cluster = self._topology.is_cluster
+        try:
+            retry_redis(work, self._retry_seconds, in_cluster=in_cluster)
+        except NotReplicatedError as error:  # the node itself has what it confirmed
+            self.doubt = str(error)
+            for node in list(self._lanes):
+                self._pending += self._lanes.pop(node).close()
+            retry_redis(work, self._retry_seconds, in_cluster=in_cluster)
+        return self.written
 
-        Asked on another connection, for some proxies hang up on what they do not know. Not in
-        a cluster: Valkey's MSETEX sets keys of any slot on any node.
+    def _exchange(self, most: int) -> None:
+        """Send what is pending, then read until each node has at most so many batches in flight.
+
+        Raises:
+            Exception: why some keys are pending again.
         """
-        if self._client.mode != "standalone":
+        self.command = self.command or self._probe_command()
+        for _ in range(MAX_REDIRECTS):
+            self._hand_out()
+            causes = [self._guard(node, Lane.send_all) for node in list(self._lanes)]
+            drain = partial(self._drain, most)
+            causes += [self._guard(node, drain) for node in list(self._lanes)]
+            cause = next((one for one in causes if one and not isinstance(one, AskError)), None)
+            if cause:
+                raise cause
+            if not any(causes):
+                return
+        raise ClusterDownError("the nodes do not agree on which of them has a slot")
+
+    def _hand_out(self) -> None:
+        """Put what is pending into the lanes of its nodes."""
+        routes = self._topology.split(self._pending)
+        lanes = [self._lane(route.node) for route, _ in routes]
+        for lane, (route, batch) in zip(lanes, routes, strict=True):
+            lane.add(batch, asking=route.asking)
+        self._pending = []
+
+    def _lane(self, node: str) -> Lane:
+        if node not in self._lanes:
+            connection = self._topology.connection(node)
+            wait = self.doubt is None and self._topology.replicas(node) > 0
+            self._lanes[node] = Lane(connection, self.command, self._ttl, wait=wait)
+        return self._lanes[node]
+
+    def _guard(self, node: str, work: Callable[[Lane], Exception | None]) -> Exception | None:
+        """Do the work; when the node is lost take back what it has not confirmed.
+
+        Returns:
+            Why keys are pending again.
+        """
+        lane = self._lanes.get(node)
+        if lane is None:
+            return None
+        try:
+            return work(lane)
+        except Exception as error:
+            self._pending += lane.close()
+            del self._lanes[node]
+            self.command = ""  # what comes back may be another version
+            if not is_retryable(error):
+                raise
+            self._topology.note(error)
+            return error
+
+    def _drain(self, most: int, lane: Lane) -> Exception | None:
+        """Read replies until at most so many batches are in flight."""
+        cause = None
+        while len(lane) > most:
+            written, refused = lane.read_oldest()
+            self.written += written
+            cause = self._sort(refused) or cause
+        return cause
+
+    def _sort(self, refused: Refusals) -> Exception | None:
+        """Make what another attempt may write pending; the first other error is the failure."""
+        cause = None
+        again = []
+        for pair, error in refused:
+            if is_retryable(error, in_cluster=self._topology.is_cluster):
+                again.append(pair)
+                self._topology.note(error, pair[0])
+                cause = error
+            else:
+                self.failure = self.failure or error
+        self._pending += [again] if again else []
+        return cause
+
+    def _probe_command(self) -> str:
+        """Return MSETEX where the server knows it and the user may, which to set no keys tells.
+
+        On another connection, because some proxies hang up on what they do not know. Never in a
+        cluster, because Valkey's MSETEX sets keys of any slot on any node.
+        """
+        if self._mode != "standalone":
             return "SET"
-        connection = self._client.connection_pool.make_connection()
+        connection = self._topology.connection("")
         try:
             refusal = try_command(connection, "MSETEX", "0", "", "")
         finally:
             connection.disconnect()
         return "MSETEX" if "numkeys" in str(refusal) else "SET"
 
-    def _settle(self) -> int:
-        written, failure = persist(self._exchange, self._retry_seconds)
-        self.written += written
-        self.failure = self.failure or failure
-        return self.written
 
-    def _exchange(self) -> tuple[int, Exception | None]:
-        """Send what is not on its way yet, and read what became of the oldest batch."""
-        try:
-            for batch in islice(self._waiting, self._sent, None):
-                self._connection.send_packed_command([self._packed(batch)])
-                self._sent += 1
-            outcome = self._outcome(len(self._waiting[0]))
-        except BaseException:
-            self.close()  # the next attempt sends all that wait
-            raise
-        self._waiting.popleft()
-        self._sent -= 1
-        return outcome
-
-    def _packed(self, batch: Batch) -> bytes:
-        # No int among the arguments: Python answers signals while it makes text of one, and
-        # hiredis 3.5 crashes on the exception.
-        ttl = str(self._ttl)
-        if self.command == "MSETEX":
-            pairs = chain.from_iterable(batch)
-            command = ("MSETEX", str(len(batch)), *pairs, "EX", ttl)
-            packed: bytes = hiredis.pack_command(command)
-            return packed
-        return b"".join(hiredis.pack_command(("SET", *pair, "EX", ttl)) for pair in batch)
-
-    def _outcome(self, keys: int) -> tuple[int, Exception | None]:
-        """How many keys of the oldest batch are written, and the first error."""
-        count, each, fine = (1, keys, 1) if self.command == "MSETEX" else (keys, 1, b"OK")
-        written = 0
-        failure: Exception | None = None
-        for reply in replies(self._connection, count):
-            if reply == fine:
-                written += each
-            elif isinstance(reply, redis.ResponseError):
-                if passes(reply):
-                    raise reply
-                failure = failure or reply
-            else:  # which may be anything, a password as well
-                failure = failure or InvalidResponse(f"{self.command} was not answered as it is")
-        return written, failure
-
-
-def persist(work: Callable[[], _T], seconds: float) -> _T:
-    """Do what may be done again, for so long, while the server is lost or not yet ready."""
+def retry_redis(work: Callable[[], _T], seconds: float, *, in_cluster: bool = False) -> _T:
+    """Do what may be done again, for so long, while a server is lost or not yet ready."""
     cancellation.check()
-    return retry(work, seconds, passes, "redis.lost")
+    return retry(work, seconds, partial(is_retryable, in_cluster=in_cluster), "redis.lost")

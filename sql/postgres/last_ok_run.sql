@@ -11,7 +11,7 @@ SELECT
             SELECT DISTINCT ON (s.shard) s.shard, s.written
             FROM etl.sync_runs AS s
             WHERE s.sync = r.sync AND s.shards = r.shards AND s.status = 'ok'
-                AND s.written IS NOT NULL
+                AND s.written IS NOT NULL AND s.started_at < now() + interval '1 hour'
             ORDER BY s.shard, s.started_at DESC
         ) AS w
     ) AS written,
@@ -21,6 +21,7 @@ SELECT
         WHERE s.run_id = r.run_id AND s.sync = r.sync AND s.status = 'ok'
     ) AS began_at
 FROM etl.sync_runs AS r
-WHERE r.sync = $1 AND r.status = 'ok'
+-- No run is of the future: such a row, by hand or of an older version, would be the last for ever.
+WHERE r.sync = $1 AND r.status = 'ok' AND r.started_at < now() + interval '1 hour'
 ORDER BY r.started_at DESC
 LIMIT 1

@@ -89,19 +89,19 @@ def test_a_stop_while_keys_are_packed_is_an_exception_like_any_other() -> None:
         import signal, time
         import redis
         from etl.errors import Cancelled
-        from etl.cache.writer import Pipe
+        from etl.cache.lane import Lane, Sent
 
         def stop(number, frame):
-            if frame.f_code.co_name == "_packed":
+            if frame.f_code.co_name == "_pack":
                 raise Cancelled(signal.Signals(number))
 
-        pipe, batch, stops, end = Pipe(redis.Redis(), 86_400, 0), [("k", b"v")], 0, time.time() + 5
-        pipe.command = "MSETEX"
+        lane, stops, end = Lane(redis.Redis(), "MSETEX", 86_400, wait=False), 0, time.time() + 5
+        sent = Sent([("k", b"v")], asking=False, wait=False)
         signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
         while stops < 2_000 and (stops <= 100 or time.time() < end):
             try:
-                pipe._packed(batch)
+                lane._pack(sent)
             except Cancelled:
                 stops += 1
         signal.setitimer(signal.ITIMER_REAL, 0)

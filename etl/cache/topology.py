@@ -1,0 +1,169 @@
+"""Which node a key goes to, and connections to that node: one server, or a cluster."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import redis
+from redis.cluster import ClusterNode, NodesManager
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException
+
+if TYPE_CHECKING:
+    from redis.connection import ConnectionPool
+
+SLOTS = REDIS_CLUSTER_HASH_SLOTS
+
+Batch: TypeAlias = list[tuple[str, bytes]]
+
+# More nodes than this share a group of batches, so that memory does not grow with the cluster.
+_MAX_WIDTH = 8
+
+
+class Route(NamedTuple):
+    """Where commands go; `asking`: the slot is on its way there, so ASKING goes before each."""
+
+    node: str
+    asking: bool = False
+
+
+class SingleServer:
+    """All keys are on one server. Behind Sentinels a new connection finds the master of then."""
+
+    is_cluster = False
+    width = 1  # batches that make a good load for all nodes
+
+    def __init__(self, pool: ConnectionPool, count_replicas: Callable[[], int] = lambda: 0) -> None:
+        """`count_replicas` tells how many replicas could take the place of the server."""
+        self._pool, self._count_replicas = pool, count_replicas
+
+    def split(self, batches: Iterable[Batch]) -> list[tuple[Route, Batch]]:
+        """Return each batch with its route."""
+        return [(Route(""), batch) for batch in batches]
+
+    def connection(self, node: str) -> Any:
+        """Return an own connection, not from the pool: after an error it has unread replies."""
+        return self._pool.make_connection()
+
+    def replicas(self, node: str) -> int:
+        """Return how many replicas could take the place of this node."""
+        return self._count_replicas()
+
+    def note(self, error: Exception, key: str = "") -> None:
+        """Learn from an error what the next split has to know."""
+
+    def close(self) -> None:
+        """Close what the topology opened."""
+
+
+class Cluster:
+    """The nodes of a Redis or Valkey Cluster, by redis-py's map of the slots."""
+
+    is_cluster = True
+
+    def __init__(
+        self, addresses: Sequence[tuple[str, int]], make: Callable[[str, int], redis.Redis]
+    ) -> None:
+        """Ask the first of these addresses that answers.
+
+        Raises:
+            RedisError: none does, or it does not tell.
+        """
+        self._addresses = list(addresses)
+        with _root_cause():
+            self._nodes = _Nodes(self._addresses, make)
+        self._asked: dict[str, Route] = {}  # the nodes that ASK named, key by key
+        self._is_stale = False
+        self._read_slots()
+
+    @property
+    def width(self) -> int:
+        """How many batches make a good load for all nodes."""
+        return min(len(self._primaries), _MAX_WIDTH)
+
+    def split(self, batches: Iterable[Batch]) -> list[tuple[Route, Batch]]:
+        """Return one batch for each node: the keys whose slots it has.
+
+        Raises:
+            RedisError: the slots have changed, and no node tells how.
+        """
+        if self._is_stale:
+            with _root_cause():
+                self._nodes.initialize(additional_startup_nodes_info=self._addresses)
+            self._read_slots()
+            self._is_stale = False
+        if self.covered < SLOTS:
+            self._is_stale = True
+            raise ClusterDownError(f"only {self.covered:,} of {SLOTS:,} slots have a node")
+        routes, asked = self._routes, self._asked
+        found = defaultdict(list)
+        for batch in batches:
+            for pair in batch:
+                key = pair[0]
+                route = asked.pop(key, None) if asked else None
+                found[route or routes[key_slot(key.encode())]].append(pair)
+        return list(found.items())
+
+    def connection(self, node: str) -> Any:
+        """Return an own connection, not from the pool: after an error it has unread replies."""
+        return self._nodes.client(node).connection_pool.make_connection()
+
+    def replicas(self, node: str) -> int:
+        """Return how many replicas could take the place of this node."""
+        return self._primaries[node]
+
+    def note(self, error: Exception, key: str = "") -> None:
+        """Send the key to the node that ASK names; after any other error read the slots anew."""
+        if isinstance(error, AskError) and not isinstance(error, MovedError) and error.host:
+            self._asked[key] = Route(f"{error.host}:{error.port}", asking=True)
+        else:
+            self._is_stale = True
+
+    def close(self) -> None:
+        """Close the connections that were made to read the slots."""
+        self._nodes.close()
+
+    def _read_slots(self) -> None:
+        slots = self._nodes.slots_cache
+        self.covered = len(slots)
+        self._primaries = Counter({nodes[0].name: len(nodes) - 1 for nodes in slots.values()})
+        routes = {name: Route(name) for name in self._primaries}
+        self._routes = {slot: routes[nodes[0].name] for slot, nodes in slots.items()}
+
+
+class _Nodes(NodesManager):
+    """redis-py's map of the slots, whose clients are ours."""
+
+    def __init__(
+        self, addresses: Iterable[tuple[str, int]], make: Callable[[str, int], redis.Redis]
+    ) -> None:
+        self._make = make
+        node: Any = ClusterNode
+        super().__init__([node(host, port) for host, port in addresses])
+
+    def create_redis_node(self, host: str, port: int, **_: Any) -> redis.Redis:
+        return self._make(host, port)
+
+    def client(self, name: str) -> Any:
+        """Return the client of a node, which ASK may name before the map has it."""
+        if name not in self.nodes_cache:
+            host, _, port = name.rpartition(":")
+            return self._make(host, int(port))
+        return self.nodes_cache[name].redis_connection
+
+
+class _root_cause:  # noqa: N801  (a context manager)
+    """Raise the server's error in place of redis-py's, which holds its words and its address."""
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Look for the first cause that is no error about the others."""
+        cause = error
+        while isinstance(cause, RedisClusterException):
+            cause = cause.__cause__ or cause.__context__ or ClusterDownError("no node answers")
+        if cause is not error and cause is not None:
+            raise cause from error
