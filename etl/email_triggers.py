@@ -2,8 +2,8 @@
 
 Mail workers send what the segment asks for. The rules of the queue (episodes, cooldowns,
 cancelling) are in docs/email-queue.md. What the mart alone tells is in `transform`; what needs
-the queue's state is in SQL: email_candidates, email_changes and email_reclassify decide, email_triggers
-does it.
+the queue's state is in SQL: email_candidates, email_changes and email_reclassify decide,
+email_triggers does it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from destinations import Mart, Select, execute, last_run
 
 from etl import user_segments
 from etl.errors import Refused
-from etl.run import ledger, state
+from etl.run import context, ledger
 from etl.status import Flags, status
 
 RUNS = "SELECT status, started_at, finished_at, now() AS now FROM etl.sync_runs"
@@ -29,7 +29,7 @@ def test_when_a_run_was_is_told_by_the_servers_clock(
     clock = SimpleNamespace(datetime=Wrong, timedelta=dt.timedelta, UTC=dt.UTC)
     mart(segments("('a', 'regular', 1, 0, 0)"))
     with monkeypatch.context() as host:
-        host.setattr(state, "dt", clock)
+        host.setattr(context, "dt", clock)
         host.setattr(ledger, "dt", clock)
         user_segments.sync(force=True)
 

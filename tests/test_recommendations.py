@@ -417,7 +417,7 @@ def test_a_replica_is_no_place_to_write(mart: Mart, keys: redis.Redis, servers: 
 def test_no_error_shows_the_command_that_redis_py_puts_into_it(servers: Servers) -> None:
     error = redis.ResponseError("Command # 1 (SET reco:u1 secret) of pipeline caused error: odd.")
 
-    message = str(cache.explained(error, Settings.from_environment(servers.environment)))
+    message = str(cache.to_sync_error(error, Settings.from_environment(servers.environment)))
 
     assert message == f"Redis (127.0.0.1:{servers.redis_port}/0): odd; run it again"
 
