@@ -9,6 +9,7 @@ email_triggers does it.
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -88,8 +89,13 @@ def sync(
 
 def load(run: Run) -> None:
     """Read, check, stage what calls for a mail, decide, merge; `execute` commits."""
-    now = run.job.started_at
-    mart = run.read(EmailCandidate, lambda rows: _without_future_visits(rows, now))
+    users: Counter[str] = Counter()  # by segment
+
+    def reshape(rows: pl.DataFrame) -> pl.DataFrame:
+        users.update(dict(rows["segment"].value_counts().iter_rows()))
+        return _without_future_visits(rows, run.job.started_at)
+
+    mart = run.read(EmailCandidate, reshape)
     # By the query's columns and not by its rows, of which a shard may have none with a visit.
     no_visits = sorted(rules.visits() - run.columns)
     one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
@@ -105,7 +111,7 @@ def load(run: Run) -> None:
     postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
     _reclassify(run, mart)
     run.count(run.merge(_MERGE, *run.job.shard))
-    warnings.look(run, mart, no_visits)
+    warnings.look(run, users, no_visits)
     if run.options.dry_run:
         run.add_outcomes(cast("list[Outcome]", postgres.query(run.postgres, "email_outcomes")))
 

@@ -5,7 +5,6 @@ Nothing here stops a run: a first run, a new segment or a mart without visits ma
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from etl import postgres
@@ -14,27 +13,24 @@ from etl.plumbing.redact import one_word
 from etl.run import guards
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Collection, Sequence
 
     from etl.run import Run
-    from etl.warehouse import Spool
 
 # Segments without a template that a result names; a mart whose segments are all different has
 # millions. A warning names fewer, each cut to so many characters.
 _NAMED, _NAMED_IN_WARNING, _CHARACTERS = 20, 5, 40
 
 
-def look(run: Run, mart: Spool, no_visits: Collection[str]) -> None:
+def look(run: Run, users: Counter[str], no_visits: Collection[str]) -> None:
     """Count the users without a template, and warn of what a sound mart rarely does.
 
     Args:
         run: merged, but not committed.
-        mart: the accepted rows.
+        users: of the accepted rows, by segment.
         no_visits: the visit columns that the mart does not have.
     """
-    users: Counter[str] = Counter()
-    for rows in mart.frames():
-        users.update(dict(rows["segment"].value_counts().iter_rows()))
     unmapped = [(name, n) for name, n in users.most_common() if name not in rules.templates()]
     run.counts["unmapped"] = sum(n for _, n in unmapped)
     run.unmapped = dict(unmapped[:_NAMED])
