@@ -28,10 +28,11 @@ $(VENV)/ready: pyproject.toml requirements-dev.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-check: setup ## lint, format and types
+check: setup ## lint, format, types and SQL
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/sqlfluff lint --nocolor --quiet sql
 
 fix: setup ## let ruff put right what it can
 	$(VENV)/bin/ruff check --fix

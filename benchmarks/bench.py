@@ -214,9 +214,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", default="", help="whom to leave out: by hand,dlt,drt")
-    parser.add_argument(
-        "--large-users", type=int, default=0, help="add a mart of so many users"
-    )
+    parser.add_argument("--large-users", type=int, default=0, help="add a mart of so many users")
     parser.add_argument("--name", help="of the files in results/; the date when not given")
     return parser.parse_args()
 

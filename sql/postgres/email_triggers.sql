@@ -110,7 +110,10 @@ SELECT
     inserted + revived AS queued,
     withdrawn,
     CASE WHEN withdrawn > 0 THEN (
-        SELECT count(*) FROM mine JOIN pg_temp.rules USING (template) WHERE status = 'pending'
+        SELECT count(*)
+        FROM mine
+        JOIN pg_temp.rules AS r ON r.template = mine.template
+        WHERE mine.status = 'pending'
     ) ELSE 0 END AS pending,
     CASE WHEN inserted + revived > 0 THEN (
         -- More than a few is all there is to know.

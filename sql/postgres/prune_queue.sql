@@ -11,7 +11,7 @@ WITH rules AS (
         template,
         make_interval(secs => max_age) AS max_age,
         make_interval(secs => cooldown) AS cooldown
-    FROM jsonb_to_recordset($2::jsonb) AS r (template text, max_age float8, cooldown float8)
+    FROM jsonb_to_recordset($2::jsonb) AS told (template text, max_age float8, cooldown float8)
 ),
 
 due AS MATERIALIZED (

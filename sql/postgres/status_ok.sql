@@ -1,6 +1,6 @@
 -- Since when each sync is up to date: the end of its last ok run. Of one that is spread over
--- shards every shard must have been loaded, so that the oldest of them counts. A row of the future counts
--- for nothing, or nothing would be overdue ever again.
+-- shards every shard must have been loaded, so that the oldest of them counts. A row of the future
+-- counts for nothing, or nothing would be overdue ever again.
 WITH loaded AS (
     SELECT sync, shards, shard, max(finished_at) AS finished_at
     FROM etl.sync_runs

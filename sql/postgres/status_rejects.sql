@@ -4,4 +4,4 @@ FROM etl.rejected_rows AS r
 CROSS JOIN unnest(r.reasons) AS reason
 WHERE r.run_id IN (SELECT jsonb_array_elements_text($1::jsonb))
 GROUP BY r.sync, reason
-ORDER BY r.sync, rows DESC, reason
+ORDER BY r.sync, count(*) DESC, reason

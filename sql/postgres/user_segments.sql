@@ -5,7 +5,7 @@
 -- What was inserted and updated is what RETURNING answered, because a trigger may drop a row in
 -- silence; `unwritten` counts those.
 WITH changes AS MATERIALIZED (
-    SELECT s.*, t.user_id IS NULL AS is_new, t.segment IS DISTINCT FROM s.segment AS is_other_segment
+    SELECT s.*, t.user_id IS NULL AS is_new, (t.segment IS DISTINCT FROM s.segment) AS is_other_segment
     FROM pg_temp.staging AS s
     LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
     WHERE
