@@ -70,6 +70,7 @@ def test_the_traps_close(trapped: str, servers: Servers) -> None:
     as_superuser(servers, f"ALTER SEQUENCE {trapped}.called RESTART")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("place", ["{}, pg_catalog", "{}"])
 def test_nothing_of_another_schema_is_called(
     place: str, trapped: str, servers: Servers, mart: Mart

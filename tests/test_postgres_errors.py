@@ -175,6 +175,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_that_does_not_fit_is_told_with_what_to_do(mart: Mart, target: str) -> None:
     changes, said = TARGETS[target]

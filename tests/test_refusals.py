@@ -81,6 +81,7 @@ PASSING = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("message", "sqlstate"), PASSING)
 def test_a_refusal_that_is_known_to_pass_is_tried_again(
     mart: Mart, message: str, sqlstate: str

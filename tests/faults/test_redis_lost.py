@@ -62,6 +62,7 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_told_once(
     assert "Connection refused" in _warnings(caplog)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("way", ["cut", "reset", "refuse", "unanswered"])
 @pytest.mark.parametrize("command", ["MSETEX", "SET"])
 def test_writing_goes_on_at_the_batch_that_was_lost(
@@ -173,6 +174,7 @@ def test_a_server_that_stays_away_is_given_up_in_time_with_what_is_known(
     assert (raised.value.exit_code, "\n" in str(raised.value)) == (1, False)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("moment", [pytest.param("connecting", marks=SLOW), "writing"])
 def test_a_frozen_server_ends_in_a_timeout(
     moment: str, mart: Mart, servers: Servers, patch: _Patched
@@ -237,6 +239,7 @@ def test_what_cannot_heal_is_not_tried_again(
 # Stopped while it waits
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("fault", ["frozen", "away"])
 def test_a_run_that_waits_for_redis_can_be_stopped(
