@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from redis_servers import Others
 
 from demo import sample
 from demo.embedded import Servers, running, settings_in
-from etl import postgres, user_segments
+from etl import cache, postgres, user_segments
 from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
@@ -126,6 +126,27 @@ def mart(environment: Path) -> Callable[..., None]:
                 connection.execute(statement)
 
     return make
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something in mid-run: `meanwhile(8, do)`, before the keys' batch 8 goes to the writer."""
+
+    def prepare(number: int, do: Callable[[], object]) -> None:
+        write = cache.write
+
+        def meddled(client: Any, batches: Iterable[Any], *rest: Any) -> Iterator[int]:
+            def watched() -> Iterator[Any]:
+                for at, batch in enumerate(batches):
+                    if at == number:
+                        do()
+                    yield batch
+
+            return write(client, watched(), *rest)
+
+        monkeypatch.setattr(cache, "write", meddled)
+
+    return prepare
 
 
 @pytest.fixture

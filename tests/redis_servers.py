@@ -112,22 +112,31 @@ class Others:
 
 
 @contextmanager
-def started(servers: Servers, options: Iterable[str], program: str = "valkey") -> Iterator[Server]:
-    """Valkey, or Debian's `redis-server` or `redis-sentinel`, for the length of a block."""
+def started(
+    servers: Servers, options: Iterable[str], program: str = "valkey", config: str = ""
+) -> Iterator[Server]:
+    """Valkey, or Debian's `redis-server` or `redis-sentinel`, for the length of a block.
+
+    Args:
+        servers: whose account runs it.
+        options: of the command line.
+        program: which one.
+        config: lines of its file, for what cannot be an option.
+    """
     embedded = servers.redis
     binary = embedded.command[0] if program == "valkey" else str(needs(program))
     port = free_port(_PORTS)
     with tempfile.TemporaryDirectory(prefix="etl-redis-") as folder:
         data = Path(folder)
-        config = data / "server.conf"  # which a Sentinel writes to
-        config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
-        for path in (data, config):
+        file = data / "server.conf"  # which a Sentinel writes to
+        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n{config}")
+        for path in (data, file):
             hand_over(path, embedded.account)
         unsaved = [] if program == "redis-sentinel" else ["--save", ""]
         server = replace(
             embedded,
             port=port,
-            command=[binary, str(config), *unsaved, *options],
+            command=[binary, str(file), *unsaved, *options],
             data=data / "server",
             pid_file=data / "server.pid",
             process=None,

@@ -51,7 +51,7 @@ def test_keys_are_set_a_thousand_at_a_time_where_the_server_can(
     assert _calls(keys) == {"msetex": 3}
     assert "cache.written" in caplog.text
     assert "keys=2500 by=MSETEX" in caplog.text
-    _all_are_there(keys, 2_500)
+    all_are_there(keys, 2_500)
     assert result["written"] == 2_500
 
 
@@ -68,7 +68,7 @@ def test_a_server_without_msetex_gets_the_same_keys_one_by_one(
         result = recommendations.sync()
 
         assert _calls(keys) == {"set": 2_500}
-        _all_are_there(keys, 2_500)
+        all_are_there(keys, 2_500)
     assert "keys=2500 by=SET" in caplog.text
     assert result["written"] == 2_500
 
@@ -204,7 +204,7 @@ def test_a_whole_sync_goes_over_verified_tls(
 
     assert finished.returncode == 0, finished.stderr
     assert results(finished)[0]["written"] == 2_500
-    _all_are_there(keys, 2_500)
+    all_are_there(keys, 2_500)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,8 @@ def _calls(keys: redis.Redis) -> dict[str, int]:
     return {name: count for name, count in calls.items() if count}
 
 
-def _all_are_there(keys: redis.Redis, count: int) -> None:
+def all_are_there(keys: redis.Redis, count: int) -> None:
+    """Every key is there, with its value and its TTL."""
     names: Any = keys.keys()
     assert {name.decode() for name in names} == {f"reco:user_{n}" for n in range(count)}
     assert set(keys.mget(names)) == {b'{"destinations":["Rome"],"score":0.9}'}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,14 +15,15 @@ from destinations import Mart, Select, last_run
 from pace import soon, within
 from redis.crc import key_slot
 from redis_cluster import LiveCluster, live_cluster
-from test_redis import DAY, MANY
+from test_redis import DAY, MANY, RIGHTS
 
 from demo.embedded import Servers
 from etl import cache, recommendations
 from etl.errors import SyncError
 
 Patch = pytest.MonkeyPatch
-Meanwhile = Callable[..., None]
+Meanwhile = Callable[..., None]  # meanwhile(number, do)
+Moved = Callable[..., Any]  # with moved(ends=True): ...
 
 USERS = 20_000
 
@@ -41,24 +44,29 @@ def cluster(running_cluster: LiveCluster, environment: object, monkeypatch: Patc
 
 
 @pytest.fixture
-def meanwhile(monkeypatch: Patch) -> Meanwhile:
-    """Do something once before the batch of this number is handed to the writer."""
+def moved(cluster: LiveCluster, meanwhile: Meanwhile) -> Moved:
+    """Let a slot begin to move in mid-run, and with `ends` also arrive; later it moves back."""
 
-    def prepare(number: int, do: Callable[[], object]) -> None:
-        write = cache.write
+    @contextmanager
+    def move(*, ends: bool) -> Iterator[None]:
+        slot = key_slot(b"reco:user_9990")  # the ids come in the order of the text
+        source = next(one for one in cluster.primaries() if _has(cluster, one, slot))
+        target = next(one for one in cluster.primaries() if one != source)
 
-        def meddled(client: Any, batches: Iterable[Any], *rest: Any) -> Iterator[int]:
-            def watched() -> Iterator[Any]:
-                for at, batch in enumerate(batches):
-                    if at == number:
-                        do()
-                    yield batch
+        def begin() -> None:
+            cluster.move_begin(slot, source, target)
+            if ends:
+                cluster.move_end(slot, source, target)
 
-            return write(client, watched(), *rest)
+        meanwhile(8, begin)
+        try:
+            yield
+        finally:
+            cluster.move_end(slot, source, target)
+            cluster.move_begin(slot, target, source)
+            cluster.move_end(slot, target, source)
 
-        monkeypatch.setattr(cache, "write", meddled)
-
-    return prepare
+    return move
 
 
 # In order
@@ -152,31 +160,17 @@ def test_a_key_that_one_node_refuses_ends_in_an_exact_count(
 
 @pytest.mark.parametrize("ends", [False, True], ids=["is moving", "has moved"])
 def test_keys_of_a_slot_that_moves_meanwhile_follow_it(
-    ends: bool, mart: Mart, cluster: LiveCluster, meanwhile: Meanwhile
+    ends: bool, mart: Mart, cluster: LiveCluster, moved: Moved
 ) -> None:
     mart(MANY.format(users=USERS))
-    slot = key_slot(b"reco:user_9990")  # the ids come in the order of the text
-    source = next(one for one in cluster.primaries() if _has(cluster, one, slot))
-    target = next(one for one in cluster.primaries() if one != source)
 
-    def move() -> None:
-        cluster.move_begin(slot, source, target)
-        if ends:
-            cluster.move_end(slot, source, target)
-
-    meanwhile(8, move)
-    try:
+    with moved(ends=ends):
         with within(15):  # it does not wait each time
             result = recommendations.sync()
-        assert result["written"] == USERS
         foretold = recommendations.sync(dry_run=True)
-        assert foretold["unchanged"] == USERS
-    finally:
-        if not ends:
-            cluster.move_end(slot, source, target)
-        _all_are_there(cluster, USERS)
-        cluster.move_begin(slot, target, source)
-        cluster.move_end(slot, target, source)
+
+    assert (result["written"], foretold["unchanged"]) == (USERS, USERS)
+    _all_are_there(cluster, USERS)
 
 
 # Nodes that fail
@@ -233,9 +227,10 @@ def test_keys_that_the_replica_does_not_have_when_it_takes_over_are_sent_again(
 
 
 def test_replicas_that_stay_behind_are_told(
-    mart: Mart, cluster: LiveCluster, caplog: pytest.LogCaptureFixture
+    mart: Mart, cluster: LiveCluster, caplog: pytest.LogCaptureFixture, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=100))
+    monkeypatch.setenv("RETRY_SECONDS", "1")
     primary = cluster.primaries()[0]
     cluster.node(primary).config_set("repl-diskless-sync-delay", 30)
     try:
@@ -270,6 +265,58 @@ def test_a_node_that_stays_away_ends_the_run_in_one_line(
     assert "\n" not in said
 
 
+# Rights
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["is moving", "has moved"])
+def test_the_rights_of_the_manual_for_a_cluster_are_enough(
+    ends: bool, mart: Mart, cluster: LiveCluster, moved: Moved, monkeypatch: Patch
+) -> None:
+    mart(MANY.format(users=USERS))
+
+    with _user(cluster, monkeypatch, RIGHTS[1]) as refused, moved(ends=ends):
+        assert recommendations.sync()["written"] == USERS
+        assert recommendations.sync(dry_run=True)["unchanged"] == USERS
+
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        ("+cluster|slots", r"the user needs .* \+cluster\|slots \+asking \+wait in a cluster"),
+        ("+asking", "keys written: NOPERM"),
+        ("+wait", "WAIT is refused, allow "),
+        ("~reco:*", "the user needs ~reco"),
+        ("+ping", "the user needs ~reco"),
+        ("+set", "keys written: NOPERM"),
+        ("+mget", "MGET, GET and EXISTS are refused"),
+    ],
+)
+def test_none_of_the_rights_for_a_cluster_is_too_many(
+    right: str,
+    said: str,
+    *,
+    mart: Mart,
+    cluster: LiveCluster,
+    moved: Moved,
+    monkeypatch: Patch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mart(MANY.format(users=USERS))
+    rights = [each for each in RIGHTS[1].split() if each != right]
+    assert len(rights) < len(RIGHTS[1].split())
+
+    with _user(cluster, monkeypatch, " ".join(rights)), moved(ends=False):
+        if right == "+wait":
+            recommendations.sync()
+        else:
+            with pytest.raises(SyncError):
+                recommendations.sync(dry_run=right == "+mget")
+
+    assert re.search(said, caplog.text)
+
+
 # Helpers
 
 
@@ -285,3 +332,20 @@ def _all_are_there(cluster: LiveCluster, users: int) -> None:
 def _has(cluster: LiveCluster, server: Any, slot: int) -> bool:
     ranges = cluster.node(server).execute_command("CLUSTER SLOTS")
     return any(first <= slot <= last and node[1] == server.port for first, last, node, *_ in ranges)
+
+
+@contextmanager
+def _user(cluster: LiveCluster, monkeypatch: Patch, rights: str) -> Iterator[list[Any]]:
+    """Runs are by a user with these rights on every node; what was refused comes in the end."""
+    refused: list[Any] = []
+    nodes = [cluster.node(server) for server in cluster.servers]
+    for node in nodes:
+        node.execute_command("ACL", "SETUSER", "etl", "reset", "on", ">pw", *rights.split())
+        node.acl_log_reset()
+    with monkeypatch.context() as environment:
+        environment.setenv("REDIS_USERNAME", "etl")
+        environment.setenv("REDIS_PASSWORD", "pw")
+        yield refused
+    for node in nodes:
+        refused += node.acl_log()
+        node.acl_deluser("etl")

@@ -76,9 +76,12 @@ def to_sync_error(
         total: see `done`.
         otherwise: what to do about an error that has no hint of its own.
     """
+    hint = _hint(error)
+    if hint == _REACHABLE and settings.redis_socket:
+        hint = "is it up, and is REDIS_HOST the path of its socket?"
     stopped = f"{done} of {total:,} keys written: " if done else ""
     kind = Transient if is_retryable(error) or _is_transient(error) else SyncError
-    return problem(settings, f"{stopped}{_message(error)}; {_hint(error) or otherwise}", kind)
+    return problem(settings, f"{stopped}{_message(error)}; {hint or otherwise}", kind)
 
 
 def problem(settings: Settings, text: str, kind: type[SyncError] = SyncError) -> SyncError:

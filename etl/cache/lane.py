@@ -10,7 +10,7 @@ import hiredis
 import redis
 from redis.exceptions import InvalidResponse
 
-from etl.cache.resp import refusals, replies
+from etl.cache.resp import refusals, replies, send_packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,14 @@ _ASKING = hiredis.pack_command(("ASKING",))
 _WAIT = hiredis.pack_command(("WAIT", "1", _WAIT_MS))
 
 
+class NotReplicatedError(redis.RedisError):
+    """Whether a replica has what was sent cannot be seen."""
+
+
+class ReplicaBehindError(NotReplicatedError, redis.ConnectionError):
+    """No replica has what was sent: the node is being replaced, or its replicas are behind."""
+
+
 class Sent(NamedTuple):
     """A batch, and which commands go with its own."""
 
@@ -38,12 +46,11 @@ class Lane:
     """Sends batches with a TTL, and reads what became of them, the oldest first.
 
     `command` is MSETEX or SET. With `wait` a batch counts when a replica has it too, because a
-    failover would lose it otherwise; `doubt` says why that is not known.
+    failover would lose it otherwise.
     """
 
     def __init__(self, connection: Any, command: str, ttl: int, *, wait: bool) -> None:
         """Connect at the first need; the connection is this lane's own."""
-        self.doubt: str | None = None
         self._connection, self._command, self._ttl = connection, command, str(ttl)
         self._wait = wait
         self._queue: deque[Sent] = deque()
@@ -60,7 +67,7 @@ class Lane:
     def send_all(self) -> None:
         """Send what is queued and not yet on its way."""
         for one in islice(self._queue, self._sent, None):
-            self._connection.send_packed_command([self._pack(one)])
+            send_packed(self._connection, self._pack(one))
             self._sent += 1
 
     def read_oldest(self) -> tuple[int, Refusals]:
@@ -113,12 +120,9 @@ class Lane:
         return InvalidResponse(f"{self._command} was not answered as it is")
 
     def _read_wait(self) -> None:
+        """See that a replica has the batch, and all before it."""
         (reply,) = replies(self._connection, 1)
-        if isinstance(reply, int) and reply:
-            return
-        if str(reply).startswith("UNBLOCKED"):  # this node has just become a replica
-            raise redis.ConnectionError("the node became a replica")
-        self._wait = False
-        self.doubt = "no replica confirmed the keys in time, see how far behind they are"
-        if isinstance(reply, redis.ResponseError):
-            self.doubt = "WAIT is refused, allow +wait"
+        if isinstance(reply, redis.ResponseError) and not str(reply).startswith("UNBLOCKED"):
+            raise NotReplicatedError("WAIT is refused, allow +wait")
+        if not isinstance(reply, int) or not reply:
+            raise ReplicaBehindError("no replica confirmed the keys in time")

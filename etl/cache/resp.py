@@ -58,7 +58,14 @@ class Reader(BaseParser):
 
     def can_read(self, timeout: float = 0) -> bool:
         """Whether something came that nobody asked for, or the server hung up."""
-        return self._source is not None and self._source.is_ready(timeout)
+        if self._source is None or not self._source.is_ready(timeout):
+            return False
+        self._source.deadline = time.monotonic() + 0.001
+        try:
+            self._buffer.peek(1)
+        except TimeoutError:  # what came is TLS's own, such as a session ticket
+            return False
+        return True
 
     def read_response(self, disable_decoding: bool = False, timeout: object = None) -> Any:
         """Return one reply, which may be a ResponseError.
@@ -213,7 +220,14 @@ def ask(connection: Any, *commands: Sequence[str]) -> list[Any]:
 
 def send(connection: Any, *commands: Sequence[str]) -> None:
     """Send commands in one piece."""
-    connection.send_packed_command([b"".join(map(hiredis.pack_command, commands))])
+    send_packed(connection, b"".join(map(hiredis.pack_command, commands)))
+
+
+def send_packed(connection: Any, packed: bytes) -> None:
+    """Send commands as bytes; `connect`, which asks Sentinel, is called by no method that sends."""
+    if not connection.is_connected:
+        connection.connect()
+    connection.send_packed_command([packed])
 
 
 def replies(connection: Any, count: int) -> Iterator[Any]:

@@ -133,8 +133,8 @@ def _require_watched(sentinels: Sentinel, settings: Settings) -> None:
     try:
         is_watched = retry_redis(work, settings.retry_seconds)
     except redis.AuthenticationError as error:
-        hint = "the Sentinels refuse the login; check REDIS_SENTINEL_PASSWORD"
-        raise problem(settings, hint) from error
+        hint = "check REDIS_SENTINEL_PASSWORD, and that REDIS_HOST names Sentinels"
+        raise problem(settings, f"the Sentinels refuse the login; {hint}") from error
     except redis.ResponseError as error:
         hint = "as REDIS_SENTINEL is set, REDIS_HOST and REDIS_PORT must be those of Sentinels"
         raise problem(settings, f"SENTINEL MASTERS is refused: {error}; {hint}") from error

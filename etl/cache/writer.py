@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from redis.exceptions import AskError, ClusterDownError
 
 from etl.cache.errors import is_retryable
-from etl.cache.lane import Lane, Refusals
+from etl.cache.lane import Lane, NotReplicatedError, Refusals
 from etl.cache.resp import try_command
 from etl.plumbing import cancellation, retry
 
@@ -67,7 +67,14 @@ class RedisWriter:
 
     def _advance(self, most: int) -> int:
         work = partial(self._exchange, most)
-        retry_redis(work, self._retry_seconds, in_cluster=self._topology.is_cluster)
+        in_cluster = self._topology.is_cluster
+        try:
+            retry_redis(work, self._retry_seconds, in_cluster=in_cluster)
+        except NotReplicatedError as error:  # the node itself has what it confirmed
+            self.doubt = str(error)
+            for node in list(self._lanes):
+                self._pending += self._lanes.pop(node).close()
+            retry_redis(work, self._retry_seconds, in_cluster=in_cluster)
         return self.written
 
     def _exchange(self, most: int) -> None:
@@ -130,7 +137,6 @@ class RedisWriter:
         while len(lane) > most:
             written, refused = lane.read_oldest()
             self.written += written
-            self.doubt = self.doubt or lane.doubt
             cause = self._sort(refused) or cause
         return cause
 
