@@ -546,6 +546,7 @@ def test_every_module_is_a_command(module: str, did: list[str], marts: None) -> 
 # Signals
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_rolls_back_and_is_recorded(
     number: signal.Signals, code: int, marts: None, database: postgres.Connection, touched: Touched

@@ -557,6 +557,7 @@ def test_the_required_columns_of_recommendations_are_enough(
     assert keys.get("reco:a") == b'{"destinations":["Rome","Oslo"],"score":0.7}'
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("moment", "utc"),
     [

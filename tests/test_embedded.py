@@ -41,6 +41,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 def test_data_outlive_a_restart_and_the_servers_do_not(folder: Path) -> None:
     with embedded.running(folder, settings=FAST) as servers:
         execute(servers, "CREATE TABLE kept AS SELECT 1 AS one")

@@ -206,6 +206,7 @@ def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
 # Visits
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
     walk: dict[str, Any], mart: Mart, select: Select
@@ -223,7 +224,7 @@ def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
     assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": EVER}]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize("lost", [("last_seen_at",), ("first_seen_at",), VISITS], ids=str)
 def test_a_mart_that_lost_its_visits_mails_nobody(
@@ -297,7 +298,7 @@ OWN = """
 """
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize(
     "how",
@@ -337,6 +338,7 @@ def test_an_own_query_without_visits_says_null(
     assert any("12 users have one occasion for ever" in text for text in result["warnings"])
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     walk: dict[str, Any], mart: Mart
@@ -346,7 +348,7 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize(
     "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str

@@ -94,6 +94,7 @@ def session(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Connec
             yield from _session(servers, german.port)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("kind", VALUES)
 def test_an_error_names_objects_and_never_a_value(session: Connection, kind: str) -> None:
     statement, told = VALUES[kind]

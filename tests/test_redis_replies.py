@@ -44,7 +44,7 @@ ECHOES = [
 ]
 
 
-@pytest.mark.few(22)
+@pytest.mark.few(15)
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("command", ["SET", "PING", "AUTH", "SELECT", "MGET"])
 def test_nothing_that_a_server_repeats_is_told(

@@ -101,6 +101,7 @@ def test_every_pin_holds_against_the_role(servers: Servers, environment: Path) -
     assert row == {name: pinned for name, (_, pinned) in PINNED.items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
 def test_an_encoding_that_was_set_makes_no_other_names(
     whom: str, servers: Servers, mart: Mart, select: Select

@@ -23,6 +23,7 @@ HALVED = "UPDATE mart_recommendations SET score = score / 2"
 # The rows below
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_rows_that_score_too_low_are_counted(
     shards: int, mart: Mart, select: Select, keys: redis.Redis
