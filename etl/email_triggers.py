@@ -40,7 +40,7 @@ _NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
 _LIMITS = {"template": pl.String, "max_age": pl.Float64, "cooldown": pl.Float64}
 
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
-_GUARDED = {"queued", "withdrawn", "pending", "queue_rows"}
+_GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
 _MERGE = postgres.Merge(
     "email_triggers", "crm.email_queue", frozenset(_RESULT | _GUARDED), "email_unwritten"
 )

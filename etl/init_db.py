@@ -13,7 +13,9 @@ from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
 
-_MY_TURN = "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0)); END $$"
+_MIGRATION_LOCK = (
+    "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0)); END $$"
+)
 _LOCK_TIMEOUT = "55P03"  # the SQLSTATE
 
 
@@ -34,8 +36,7 @@ def init_db() -> list[str]:
         trust.check(connection, settings)
         if not _missing(connection):
             return []
-        # Two at once would make the same table, and one of them would fail.
-        _within_two_seconds(connection, settings, _MY_TURN)
+        _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
         missing = _missing(connection)
         for name, ddl in missing.items():
             _within_two_seconds(connection, settings, ddl, name)
@@ -89,7 +90,7 @@ def main() -> NoReturn:
             report.write("\n".join(f"made {name}" for name in init_db()) or "nothing to do")
         return 0
 
-    cli.run_command(work)
+    cli.exit_with(work)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class Settings:
             except ValueError as error:
                 problems.append(f"{setting.name.upper()}: {error}")
         if problems:
-            raise UsageError(hide("settings: " + "; ".join(problems), secrets_of(environment)))
+            raise UsageError(hide("settings: " + "; ".join(problems), env_secrets(environment)))
         if "postgres_password" not in values and (
             environment.get("PGPASSWORD") or environment.get("PGPASSFILE")
         ):
@@ -161,7 +161,7 @@ class Settings:
         return [_address(one, self.redis_port) for one in named or [self.redis_host]]
 
 
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
+def env_secrets(environment: Mapping[str, str]) -> list[str]:
     """The secrets of the environment, also where another setting does not parse."""
     secrets: dict[str, Any] = {}
     for setting in _variables():
@@ -187,7 +187,7 @@ def hiding(secrets: Iterable[str]) -> Iterator[None]:
 
 def hidden(text: str) -> str:
     """Return a text without the secrets of this process and of the run at hand."""
-    return hide(text, {*secrets_of(os.environ), *_of_this_run.get()})
+    return hide(text, {*env_secrets(os.environ), *_of_this_run.get()})
 
 
 def _variables() -> list[Field[Any]]:

@@ -19,7 +19,7 @@ from etl.settings import Settings
 _MERGE = postgres.Merge(
     "user_segments",
     "crm.user_segments",
-    frozenset({"inserted", "updated", "moved"}),
+    frozenset({"inserted", "updated", "changed_segment"}),
 )
 _MIRROR = postgres.Merge("user_segments_mirror", "crm.user_segments", frozenset({"deleted"}))
 
@@ -74,7 +74,9 @@ def load(run: Run) -> None:
     run.stage("staging", segments, target)
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
-    if target is None and merged["moved"]:  # or the guard would have nothing to compare it with
+    if (
+        target is None and merged["changed_segment"]
+    ):  # or the guard would have nothing to compare it with
         (now,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
         run.count({"target_rows": now["rows"] - merged["inserted"]})
     if target is not None and run.options.delete_missing:

@@ -57,6 +57,7 @@ def accept(tmp_path: Path) -> Accept:
     return run
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("column", "sql", "value"),
     [

@@ -34,6 +34,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("event", SEGMENTS)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_user_that_a_trigger_drops_fails_the_run(
@@ -246,16 +247,22 @@ def test_what_prune_cannot_drop_fails_it(select: Select, table: str, fill: str) 
 
 # File, what it says, what it would say, and what the run says to that.
 RENAMED = [
-    ("user_segments", "AS moved", "AS moving", "moved is missing, moving is"),
+    ("user_segments", "AS changed_segment", "AS moving", "changed_segment is missing, moving is"),
     ("user_segments", "AS updated,", "AS updated, 1 AS more,", "more is not known"),
     ("user_segments", "AS unwritten", "AS gone", "unwritten is missing"),
     ("user_segments", ") AS updated,\n    count", ") AS changed,\n    count", "updated is missing"),
     ("user_segments_mirror", "AS deleted", "AS removed", "deleted is missing"),
     ("email_triggers", "AS queued", "AS adding", "queued is missing"),
-    ("email_triggers", "    withdrawn,\n", "    NULL AS withdrawn,\n", "withdrawn is null"),
+    (
+        "email_triggers",
+        "    cancelled_by_mart,\n",
+        "    NULL AS cancelled_by_mart,\n",
+        "cancelled_by_mart is null",
+    ),
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("renamed", RENAMED, ids=lambda renamed: renamed[2].strip())
 def test_counts_have_the_names_that_the_run_expects(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, renamed: tuple[str, str, str, str]

@@ -53,6 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", list(CASES), indirect=True)
 
 
+@pytest.mark.few(6)
 def test_a_guard_refuses_and_the_destination_is_as_before(
     case: Case, mart: Mart, select: Select, keys: redis.Redis
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_guard_refuses_and_the_destination_is_as_before(
     assert case.says[0] in row["error"]
 
 
+@pytest.mark.few(2)
 def test_force_goes_past_every_guard_and_is_recorded(
     case: Case, mart: Mart, select: Select
 ) -> None:
@@ -89,6 +91,7 @@ def test_force_goes_past_every_guard_and_is_recorded(
     assert (row["run_id"], row["status"], row["forced"]) == (result["run_id"], "ok", True)
 
 
+@pytest.mark.few(2)
 def test_the_normal_case_does_not_trip_a_guard(case: Case, mart: Mart) -> None:
     mart(*case.fine)
 
@@ -181,9 +184,9 @@ def test_cancels_by_suppression_or_by_a_newer_visit_are_no_wipe(mart: Mart) -> N
         ("guard_max_shrink", Metrics(previous_mart_rows=10, mart_rows=7)),
         ("guard_max_rejected", Metrics(extracted=10, rejected=3)),
         ("guard_max_delete", Metrics(target_rows=10, deleted=3)),
-        ("guard_max_change", Metrics(target_rows=2_000, moved=600)),
+        ("guard_max_change", Metrics(target_rows=2_000, changed_segment=600)),
         ("guard_max_mails", Metrics(queue_rows=1_001, extracted=10, queued=3)),
-        ("guard_max_cancel", Metrics(pending=1_000, withdrawn=300)),
+        ("guard_max_cancel", Metrics(pending=1_000, cancelled_by_mart=300)),
     ],
 )
 def test_a_setting_is_the_part_that_is_still_allowed(setting: str, figures: Metrics) -> None:
@@ -207,13 +210,18 @@ def test_a_mart_may_be_as_old_as_the_setting_says() -> None:
 
 def test_a_small_target_may_change_and_few_mails_may_be_cancelled() -> None:
     small = Metrics(
-        mart_rows=1, target_rows=1_000, moved=1_000, queue_rows=1_000, extracted=1, queued=1
+        mart_rows=1,
+        target_rows=1_000,
+        changed_segment=1_000,
+        queue_rows=1_000,
+        extracted=1,
+        queued=1,
     )
-    few = Metrics(mart_rows=1, pending=100, withdrawn=100)
+    few = Metrics(mart_rows=1, pending=100, cancelled_by_mart=100)
 
     assert (refusal(small), refusal(few)) == (None, None)
     assert refusal(replace(small, target_rows=1_001, queue_rows=1_001)) is not None
-    assert refusal(replace(few, pending=101, withdrawn=101)) is not None
+    assert refusal(replace(few, pending=101, cancelled_by_mart=101)) is not None
 
 
 def refusal(figures: Metrics) -> str | None:

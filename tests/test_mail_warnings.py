@@ -22,6 +22,7 @@ VISITS = ("first_seen_at", "last_seen_at")
 # Segments
 
 
+@pytest.mark.few(2)
 @DRY_AND_WET
 def test_users_of_segments_without_a_template_are_told_by_segment(
     dry_run: bool, mart: Mart, caplog: pytest.LogCaptureFixture
@@ -55,6 +56,7 @@ def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart
     assert len(result["unmapped_segments"]) == 20
 
 
+@pytest.mark.few(2)
 @DRY_AND_WET
 def test_a_renamed_segment_whose_mails_wait_is_warned_of(
     dry_run: bool, mart: Mart, select: Select
@@ -113,6 +115,7 @@ def test_a_segment_whose_rows_are_all_rejected_loses_no_mail(mart: Mart) -> None
 # First mails
 
 
+@pytest.mark.few(2)
 @DRY_AND_WET
 def test_a_first_run_that_mails_many_goes_through_with_figures(
     dry_run: bool,
@@ -197,6 +200,7 @@ def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
 # Visits
 
 
+@pytest.mark.few(1)
 def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(mart: Mart, select: Select) -> None:
     mart(audience(*people(3, "at_risk"), *people(2, "new_user"), *people(95, "regular")))
     mart(*(drop(column) for column in ("first_seen_at", "last_seen_at")))
@@ -213,6 +217,7 @@ def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(mart: Mart, sele
     ]
 
 
+@pytest.mark.few(1)
 @IN_SHARDS
 @pytest.mark.parametrize("lost", [("last_seen_at",), ("first_seen_at",), VISITS], ids=str)
 def test_a_mart_that_lost_its_visits_mails_nobody(
@@ -286,6 +291,7 @@ OWN = """
 """
 
 
+@pytest.mark.few(1)
 @IN_SHARDS
 @pytest.mark.parametrize(
     "how",
@@ -310,6 +316,7 @@ def test_an_own_query_decides_alike_in_the_whole_and_in_shards(
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("join", ["", "JOIN other USING (user_id)"], ids=["one mart", "two"])
 def test_an_own_query_without_visits_says_null(join: str, mart: Mart, own_query: Any) -> None:
     mart(audience(*people(12, "at_risk")), *RENAMED)
@@ -321,6 +328,7 @@ def test_an_own_query_without_visits_says_null(join: str, mart: Mart, own_query:
     assert any("12 users have one occasion for ever" in text for text in result["warnings"])
 
 
+@pytest.mark.few(1)
 @IN_SHARDS
 def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     shards: int, mart: Mart
@@ -330,6 +338,7 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     assert counts(in_shards(email_triggers.sync, shards)) == {"held_back": 12}
 
 
+@pytest.mark.few(1)
 @IN_SHARDS
 @pytest.mark.parametrize(
     "unknown",

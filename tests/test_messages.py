@@ -25,9 +25,9 @@ USERS = segments("('a', 'regular', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)")
         (Metrics(mart_rows=1, previous_mart_rows=10), "Look at dbt's last run"),
         (Metrics(mart_rows=9, extracted=9, rejected=9), "etl.rejected_rows"),
         (Metrics(mart_rows=9, target_rows=9, deleted=9), "without --delete-missing"),
-        (Metrics(mart_rows=9, target_rows=1_001, moved=1_001), "model of the segments"),
+        (Metrics(mart_rows=9, target_rows=1_001, changed_segment=1_001), "model of the segments"),
         (Metrics(mart_rows=9, queue_rows=1_001, extracted=9, queued=9), "--dry-run"),
-        (Metrics(mart_rows=9, pending=101, withdrawn=101), "--dry-run"),
+        (Metrics(mart_rows=9, pending=101, cancelled_by_mart=101), "--dry-run"),
         (Metrics(mart_rows=9, no_visits=("x_at",), visits_queued=1), "Was the column renamed?"),
     ],
 )
@@ -42,7 +42,7 @@ def test_a_guard_says_its_own_next_step_before_force(figures: Metrics, step: str
 
 
 def test_what_two_guards_advise_is_said_once() -> None:
-    figures = Metrics(mart_rows=9, pending=101, withdrawn=101)
+    figures = Metrics(mart_rows=9, pending=101, cancelled_by_mart=101)
     figures.queue_rows, figures.extracted, figures.queued = 1_001, 9, 9
 
     with pytest.raises(Refused, match=r"^flood: .*; wipe: ") as refusal:
@@ -56,6 +56,7 @@ def test_an_empty_mart_is_not_called_shrunk_as_well() -> None:
         guards.check(Metrics(mart_rows=0, previous_mart_rows=10), Settings())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_refusal_is_told_once(log_format: str, mart: Mart, select: Select) -> None:
     mart(USERS, "UPDATE mart_user_segments SET segmented_at = now() - INTERVAL 49 HOUR")
@@ -83,6 +84,7 @@ def test_mails_are_not_queued_on_a_mart_that_was_refused(mart: Mart) -> None:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [

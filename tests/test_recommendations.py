@@ -239,6 +239,7 @@ def test_shards_come_to_the_same(mart: Mart, keys: redis.Redis, select: Select) 
 # In batches
 
 
+@pytest.mark.slow
 def test_a_large_mart_is_read_in_batches_and_comes_to_the_same(
     mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

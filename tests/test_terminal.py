@@ -9,7 +9,7 @@ import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, execute
 
-from etl.plumbing.redact import as_json, escaped, one_word
+from etl.plumbing.redact import as_json, escaped, quote_value
 
 # C0, C1, bidirectional marks, line and paragraph separators, zero-width characters, a byte order
 # mark, a tag, a variation selector, fillers that look like nothing.
@@ -35,7 +35,7 @@ def test_what_is_escaped_is_read_back_by_a_json_parser(order: str) -> None:
     assert not shows(escaped(order))
     assert not shows(as_json({order: [order]}))
     assert json.loads(as_json({order: [order]})) == {order: [order]}
-    assert json.loads(one_word(order)) == order
+    assert json.loads(quote_value(order)) == order
 
 
 def test_letters_of_all_scripts_and_emoji_stay_as_they_are() -> None:
@@ -48,6 +48,7 @@ def test_a_name_that_is_not_utf8_is_told_all_the_same() -> None:
     assert escaped("\udce4") == "\\udce4"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_ids_of_a_mart_give_no_orders(
     log_format: str, mart: Mart, monkeypatch: pytest.MonkeyPatch
@@ -69,6 +70,7 @@ def test_ids_of_a_mart_give_no_orders(
     assert "\\u0007" in page.stdout
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_rows_of_the_ledger_give_no_orders(log_format: str, mart: Mart, select: Select) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
@@ -109,6 +111,7 @@ SETTINGS: list[dict[str, str]] = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("given", SETTINGS, ids="+".join)
 def test_settings_and_names_of_files_give_no_orders(given: dict[str, str], mart: Mart) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
@@ -129,6 +132,7 @@ def test_words_of_the_command_line_give_no_orders(words: list[str]) -> None:
         assert not shows(finished.stdout + finished.stderr)
 
 
+@pytest.mark.few(2)
 def test_what_a_server_says_gives_no_orders(mart: Mart, select: Select) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
     execute(

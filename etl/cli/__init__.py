@@ -15,7 +15,7 @@ from etl.cli import flags, progress, report
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
-from etl.settings import secrets_of
+from etl.settings import env_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,22 +34,22 @@ def main(only: str | None = None) -> NoReturn:
         report.write(flags.help_page(only))
         return 0
 
-    run_command(work)
+    exit_with(work)
 
 
-def run_command(work: Callable[[], int]) -> NoReturn:
+def exit_with(work: Callable[[], int]) -> NoReturn:
     """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
     signals.install_exiting()
     try:
         code = work()
     except SyncError as error:
         _debug(error)
-        code = _complain(str(error), error.exit_code)
+        code = _print_error(str(error), error.exit_code)
     except Cancelled as stop:
-        code = _complain(f"stopped by {stop}", stop.exit_code)
+        code = _print_error(f"stopped by {stop}", stop.exit_code)
     except Exception as error:
         _debug(error)
-        code = _complain(failure.unexpected(error), 1)
+        code = _print_error(failure.unexpected(error), 1)
     signals.ignore_all()
     sys.exit(code)
 
@@ -78,7 +78,7 @@ def _run(wanted: Flags) -> int:
         if results and not wanted.json:
             report.show(results, as_json=False, reasons=log_style == "json")
         if log_style == "text":
-            report.tell_reasons(results)
+            report.print_reasons(results)
     return next((code for code in (1, 2, 3) if code in codes), 0)
 
 
@@ -114,8 +114,8 @@ def _not_run(before: SyncResult) -> str:
     return f"not run, because user_segments {verb}: {problem}"
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"etl: {one_line(message, secrets_of(os.environ))}", file=sys.stderr)  # noqa: T201
+def _print_error(message: str, code: int) -> int:
+    print(f"etl: {one_line(message, env_secrets(os.environ))}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -43,7 +43,7 @@ def main(
         print(help_page(flags, program, about))  # noqa: T201
         return 0
 
-    cli.run_command(work)
+    cli.exit_with(work)
 
 
 def parse(flags: type[_T], arguments: list[str], hidden: Set[str] = frozenset()) -> _T | None:

@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from etl.plumbing import redact
-from etl.plumbing.redact import escaped, one_word
+from etl.plumbing.redact import escaped, quote_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ _WORDS = {
 }
 
 # An address or a command to copy stays in one piece.
-_WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
+_NO_WORD_BREAK: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def show(results: Sequence[SyncResult], as_json: bool, *, reasons: bool = True) -> None:
@@ -44,14 +44,14 @@ def show(results: Sequence[SyncResult], as_json: bool, *, reasons: bool = True) 
         write(_page(results, reasons))
 
 
-def tell_reasons(results: Sequence[SyncResult]) -> None:
+def print_reasons(results: Sequence[SyncResult]) -> None:
     """Print one line on stderr for each sync that did not do its work."""
     for result in results:
         if "error" in result and result["status"] != "cancelled":  # which is told by itself
             line = f"etl: {_reason(result)}"
             if sys.stderr.isatty():
                 width = shutil.get_terminal_size().columns - 1
-                line = textwrap.fill(line, width, subsequent_indent="  ", **_WHOLE_WORDS)
+                line = textwrap.fill(line, width, subsequent_indent="  ", **_NO_WORD_BREAK)
             print(line, file=sys.stderr)  # noqa: T201
 
 
@@ -123,13 +123,13 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
     table.add_column("mails", justify="right", no_wrap=True)
     table.add_column("of them")
     for one in outcomes:
-        users = ", ".join(map(one_word, one.get("users", [])))
+        users = ", ".join(map(quote_value, one.get("users", [])))
         table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
 
 
 def _unmapped(segments: dict[str, int]) -> str:
-    names = ", ".join(f"{one_word(name)} {users:,}" for name, users in segments.items())
+    names = ", ".join(f"{quote_value(name)} {users:,}" for name, users in segments.items())
     return f"Users of segments without a template: {names}."
 
 

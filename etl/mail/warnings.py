@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from etl import postgres
 from etl.mail import rules
-from etl.plumbing.redact import one_word
+from etl.plumbing.redact import quote_value
 from etl.run import guards
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _lost(run: Run, users: Counter[str], unmapped: Sequence[tuple[str, int]]) ->
     ]
     if not lost:
         return None
-    names = [f"{one_word(name[:_CHARACTERS])} {n:,}" for name, n in unmapped]
+    names = [f"{quote_value(name[:_CHARACTERS])} {n:,}" for name, n in unmapped]
     return (
         f"{'; '.join(lost)}; was it renamed? Correct RULES in etl/mail/rules.py or the mart;"
         f" users of segments without a template: {', '.join(names[:_NAMED_IN_WARNING]) or 'none'}"

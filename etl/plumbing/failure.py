@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from etl.errors import SyncError
 from etl.plumbing.redact import escaped, one_line
-from etl.settings import hidden, secrets_of
+from etl.settings import env_secrets, hidden
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +31,7 @@ class Cause(Exception):  # noqa: N818  (it stands for an error)
 def to_sync_error(error: BaseException, settings: Settings, before: str = "") -> SyncError:
     """Return the error as a SyncError (itself, if it is one); `before` heads its message."""
     failure = error if isinstance(error, SyncError) else SyncError(unexpected(error))
-    secrets = {*settings.secrets, *secrets_of(os.environ)}
+    secrets = {*settings.secrets, *env_secrets(os.environ)}
     failure.args = (one_line(f"{before}{failure}", secrets),)
     return failure
 
@@ -77,7 +77,7 @@ def _stand_in(error: BaseException, depth: int) -> BaseException:
     """What may be shown of an error: itself, if its words are ours."""
     if isinstance(error, SyncError | Cause):
         shown: BaseException = error
-        shown.args = (one_line(str(error), secrets_of(os.environ)),)
+        shown.args = (one_line(str(error), env_secrets(os.environ)),)
     else:
         shown = Cause(_label(error)).with_traceback(error.__traceback__)
     _replace_causes(shown, error, depth)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import UsageError
-from etl.plumbing.redact import as_json, each_text, escaped, one_word
+from etl.plumbing.redact import as_json, each_text, escaped, quote_value
 from etl.settings import hidden
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def event(name: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event, such as `event("mart.read", rows=10_000, seconds=0.21)`."""
     if _LOGGER.isEnabledFor(level):
         every = {**(_context.get() or {}), **each_text(fields, hidden)}
-        text = " ".join([name, *(f"{key}={one_word(value)}" for key, value in every.items())])
+        text = " ".join([name, *(f"{key}={quote_value(value)}" for key, value in every.items())])
         _LOGGER.log(level, text, extra={"etl_event": name, "etl_fields": every})
 
 
@@ -105,4 +105,4 @@ def _event(record: logging.LogRecord) -> str:
 def _readable(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return one_word(value)
+    return quote_value(value)

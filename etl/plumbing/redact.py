@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 # So many characters of a secret stand nowhere by chance.
-_LONG = 8
+_MIN_SUBSTRING = 8
 
 # One word, a short number or a mark: messages of ours and of servers hold such ones by chance, and
 # a gap in a known message (`FATAL: *** authentication failed`) tells what the secret is.
@@ -43,7 +43,7 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     A short secret is blanked out where it is a word of its own; one that is an ordinary word only
     after `password=` or in a URL, since elsewhere the gap would tell it.
     """
-    forms = {form for secret in secrets for form in _forms(secret) if form.strip()}
+    forms = {form for secret in secrets for form in _encodings(secret) if form.strip()}
     for form in sorted(forms, key=len, reverse=True):
         text = re.sub(_pattern(form), lambda found: f"{found[1] or ''}***", text)
     return _URL_PASSWORD.sub(r"\1***", text)
@@ -77,7 +77,7 @@ def one_line(text: str, secrets: Iterable[str]) -> str:
     return escaped(" ".join(hide(text, secrets).replace("\0", "\\u0000").split()))
 
 
-def one_word(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """Return a value as it is or, where it would break the word or a terminal, in quotes."""
     text = str(value)
     plain = escaped(text) == text and not {" ", '"'} & set(text)
@@ -100,10 +100,10 @@ def _pattern(form: str) -> str:
     if _ORDINARY.fullmatch(form):
         return rf"{_LABEL}{literal}(?!\w)|()(?<=:){literal}(?=@)"
     # To blank out a password such as `a1` in the middle of words would tell it.
-    return f"(){literal}" if len(form) >= _LONG else rf"()(?<!\w){literal}(?!\w)"
+    return f"(){literal}" if len(form) >= _MIN_SUBSTRING else rf"()(?<!\w){literal}(?!\w)"
 
 
-def _forms(secret: str) -> Iterator[str]:
+def _encodings(secret: str) -> Iterator[str]:
     """A secret in the ways that libraries, logs and URLs write it, and each of its lines."""
     in_json = [json.dumps(secret), json.dumps(secret, ensure_ascii=False)]
     quoted = [repr(secret), *in_json, json.dumps(repr(secret)[1:-1])]

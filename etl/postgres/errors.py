@@ -47,7 +47,7 @@ _LONGEST = 300  # characters of a message from outside
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Message:
     """What an error says: who (a SQLSTATE, `refused`, `libpq` or `driver`), and safe words."""
 
     who: str
@@ -95,17 +95,17 @@ def _fields(error: BaseException) -> dict[str, str]:
     }
 
 
-def _answer(sqlstate: str, fields: dict[str, str]) -> _Heard:
+def _answer(sqlstate: str, fields: dict[str, str]) -> _Message:
     """What a server answered to a statement."""
     context = fields.get("CONTEXT", "")
     if _IN_A_FUNCTION.search(context):
         found = _FUNCTION.search(context.split("\n", maxsplit=1)[0])
         name = f"the function {found[1]}" if found else "a function"
-        return _Heard(sqlstate, f"{name} raised an error (SQLSTATE {sqlstate})")
+        return _Message(sqlstate, f"{name} raised an error (SQLSTATE {sqlstate})")
     if _NAMES_ONLY.match(sqlstate) and (primary := fields.get("MESSAGE_PRIMARY")):
-        return _Heard(sqlstate, primary)
+        return _Message(sqlstate, primary)
     words = next(_OUR_WORDS[key] for key in (sqlstate, sqlstate[:2], "") if key in _OUR_WORDS)
-    return _Heard(sqlstate, f"{words} ({_place(fields)}SQLSTATE {sqlstate})")
+    return _Message(sqlstate, f"{words} ({_place(fields)}SQLSTATE {sqlstate})")
 
 
 def _place(fields: dict[str, str]) -> str:
@@ -117,7 +117,7 @@ def _place(fields: dict[str, str]) -> str:
     return "".join(f"{what} {name}, " for what, name in named if name)
 
 
-def _heard(text: str, connecting: bool) -> _Heard:
+def _heard(text: str, connecting: bool) -> _Message:
     """What an error without SQLSTATE says: libpq or the driver made it, or a server that hung up.
 
     After the first statement of ours a connection that libpq calls cut is that and no refusal,
@@ -129,19 +129,19 @@ def _heard(text: str, connecting: bool) -> _Heard:
         refusals = [heard for heard in attempts if heard.who == "refused"]
         return next((one for one in refusals if not one.cause.passes), (refusals or attempts)[0])
     if pooler := causes.STATEMENT_POOLING.search(text):  # it hangs up with these words
-        return _Heard("refused", pooler[0])
+        return _Message("refused", pooler[0])
     if (cut := causes.CUT.search(text)) and "Python exception" not in text:
-        return _Heard("libpq", cut[0])
+        return _Message("libpq", cut[0])
     # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.
-    return _Heard("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
+    return _Message("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
 
 
-def _attempt(text: str) -> _Heard:
+def _attempt(text: str) -> _Message:
     """How one of a host's addresses answered."""
     where = _TO_SERVER.match(text := text.removeprefix("Failed to connect: "))
     server, said = (f"cannot connect to {where[1]}: ", where[2]) if where else ("", text)
     if spoken := _SERVER_SAYS.search(said):
-        return _Heard("refused", f"{server}{spoken[2]}")
+        return _Message("refused", f"{server}{spoken[2]}")
     cut = None if where else causes.CUT.search(said)
     words = cut[0] if cut else said.partition("\n")[0]
-    return _Heard("libpq", f"{server or 'cannot connect: '}{words}")
+    return _Message("libpq", f"{server or 'cannot connect: '}{words}")

@@ -46,12 +46,12 @@ class Metrics:
     extracted: int = 0  # rows read
     rejected: int = 0
     target_rows: int = 0  # rows of the target before the run
-    moved: int = 0  # users of the target that change segment
+    changed_segment: int = 0  # users of the target that change segment
     deleted: int = 0
     queue_rows: int = 0  # rows of the mail queue before the run
     pending: int = 0  # of them waiting to be sent
     queued: int = 0  # mails that the run would add
-    withdrawn: int = 0  # pending mails that the run would cancel for the mart's sake
+    cancelled_by_mart: int = 0  # pending mails that the run would cancel for the mart's sake
     no_visits: tuple[str, ...] = ()  # visit columns that the mart does not have
     lost_visits: tuple[str, ...] = ()  # those of them that it had at the last ok run
     keys: int | None = None  # that the shard would write; None: the sync writes none
@@ -136,7 +136,7 @@ def _churn(metrics: Metrics, settings: Settings) -> str | None:
         return None
     return _exceeds(
         "churn: {:,} of {:,} users of the target would change segment",
-        metrics.moved,
+        metrics.changed_segment,
         metrics.target_rows,
         ("GUARD_MAX_CHANGE", settings.guard_max_change),
     )
@@ -166,11 +166,11 @@ def _mass_queue(metrics: Metrics, settings: Settings) -> str | None:
 
 
 def _mass_cancel(metrics: Metrics, settings: Settings) -> str | None:
-    if metrics.withdrawn * metrics.shards <= FEW_CANCELS:
+    if metrics.cancelled_by_mart * metrics.shards <= FEW_CANCELS:
         return None
     return _exceeds(
         "wipe: {:,} of {:,} pending mails would be cancelled",
-        metrics.withdrawn,
+        metrics.cancelled_by_mart,
         metrics.pending,
         ("GUARD_MAX_CANCEL", settings.guard_max_cancel),
     )

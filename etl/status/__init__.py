@@ -89,7 +89,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
         ids = [run["run_id"] for run in runs if run["recency"] == 1]
         queue = postgres.query(connection, "status_queue")
-        known = _Known(
+        known = _Snapshot(
             now=now,
             max_age=flags.hours,
             runs=[run for run in runs if run["sync"] in flags.syncs],
@@ -97,7 +97,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
             held=held,
         )
-    syncs = [_fares(sync, known) for sync in flags.syncs]
+    syncs = [_sync_status(sync, known) for sync in flags.syncs]
     return {
         "at": now,
         "syncs": syncs,
@@ -108,7 +108,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Snapshot:
     """What was read, of all syncs."""
 
     now: dt.datetime
@@ -119,7 +119,7 @@ class _Known:
     held: set[str]  # syncs whose lock somebody holds
 
 
-def _fares(sync: str, known: _Known) -> dict[str, Any]:
+def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
     runs = [run for run in known.runs if run["sync"] == sync]
     last = runs[0] if runs else None
     ok_at = known.ok_at.get(sync)

@@ -10,7 +10,7 @@ from etl.errors import SyncError, Transient
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOREIGN = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
+NOT_DUCKDB = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
 
 # What DuckDB says, and what that means to whoever runs the sync.
 _PROBLEMS = (
@@ -35,7 +35,7 @@ _PROBLEMS = (
         r"encrypted database .* without a key",
         "is encrypted, which is not supported; let dbt write it without a key",
     ),
-    (r"not a valid DuckDB database file", FOREIGN),
+    (r"not a valid DuckDB database file", NOT_DUCKDB),
     (r"Corrupt|Could not read enough bytes", "damaged; restore it or let dbt build it anew"),
     (
         r'with name "([^".]+)\.[^".]+\.[^"]+" does not exist',

@@ -14,7 +14,7 @@ import duckdb
 from etl.errors import SyncError
 from etl.plumbing import log, queries
 from etl.plumbing.retry import retry
-from etl.warehouse.errors import FOREIGN, WarehouseLocked, to_sync_error
+from etl.warehouse.errors import NOT_DUCKDB, WarehouseLocked, to_sync_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ _MEMORY = "100MB"
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 # Two threads cannot have the file open with spill folders of their own: they take turns.
-_TURN = threading.Lock()
+_OPEN_LOCK = threading.Lock()
 
 _MAGIC = b"DUCK"  # after an eight-byte checksum
 
@@ -58,16 +58,16 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
         yield connection
     finally:
         connection.close()
-        _TURN.release()
+        _OPEN_LOCK.release()
 
 
 def _open(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     _check(path)
-    _TURN.acquire()
+    _OPEN_LOCK.acquire()
     try:
         return _connect(path, spill)
     except BaseException:
-        _TURN.release()
+        _OPEN_LOCK.release()
         raise
 
 
@@ -152,7 +152,7 @@ def _problem(path: Path) -> str | None:
     if path.is_dir():
         return "is a folder; set DUCKDB_PATH to the file in it"
     # Looked at here: DuckDB would fetch an extension from the network for a SQLite file.
-    return FOREIGN if not path.is_file() or _head(path)[8:] != _MAGIC else None
+    return NOT_DUCKDB if not path.is_file() or _head(path)[8:] != _MAGIC else None
 
 
 def _head(path: Path) -> bytes:

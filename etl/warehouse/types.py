@@ -34,7 +34,7 @@ _NAIVE = {"date", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "n
 class _Cast:
     """How a contract's dtype is made of the mart's types; NULL is what does not fit."""
 
-    what: str
+    expected: str
     ways: tuple[tuple[set[str], Callable[[duckdb.Expression], duckdb.Expression]], ...]
     exact: set[str]  # types of which every value fits
 
@@ -57,7 +57,7 @@ def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], orig
         elif names.count(column) > 1:
             problems.append(f"{column} comes more than once")
         elif cast.way(types[column].id) is None:
-            problems.append(f"{column} is {types[column]}, which is not {cast.what}")
+            problems.append(f"{column} is {types[column]}, which is not {cast.expected}")
     if problems:
         raise SyncError(f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file")
 
@@ -112,7 +112,7 @@ def _casts(
     for column, cast in _contract_casts(contract):
         way = cast.way(types[column])
         if way is None:  # `check_columns` has refused it
-            raise SyncError(f"{column}: not {cast.what}")
+            raise SyncError(f"{column}: not {cast.expected}")
         yield column, way(ColumnExpression(column)), types[column] in cast.exact
 
 

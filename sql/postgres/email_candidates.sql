@@ -19,11 +19,11 @@ SELECT
     h.waiting_id,
     CASE
         WHEN s.user_id IS NOT NULL THEN 'suppressed'
-        WHEN h.is_firm THEN 'open'
+        WHEN h.blocks_new THEN 'open'
         WHEN r.cooldown IS NULL AND h.last_same IS NOT NULL THEN 'cooldown' -- never again
         WHEN h.last_same > now() - make_interval(secs => r.cooldown) THEN 'cooldown'
         WHEN h.last_mail > now() - make_interval(secs => $1 * 3600) THEN 'gap'
-    END AS against
+    END AS blocked_by
 FROM fresh AS f
 JOIN pg_temp.rules AS r ON r.template = f.template
 LEFT JOIN crm.email_suppressions AS s ON s.user_id = f.user_id
@@ -39,7 +39,7 @@ CROSS JOIN LATERAL (
                 q.template NOT IN (SELECT template FROM pg_temp.rules)
                 OR q.template = f.template AND q.episode_at > f.episode_at
             )
-        ) AS is_firm,
+        ) AS blocks_new,
         max(coalesce(q.sent_at, q.created_at)) FILTER (WHERE q.status <> 'pending') AS last_mail,
         max(coalesce(q.sent_at, q.created_at)) FILTER (
             WHERE q.status <> 'pending' AND q.template = f.template

@@ -25,7 +25,7 @@ WITH waiting AS (
     FROM crm.email_queue AS q
     JOIN pg_temp.rules AS r ON r.template = q.template
     LEFT JOIN pg_temp.triggers AS t ON t.user_id = q.user_id
-    LEFT JOIN pg_temp.candidates AS c ON c.waiting_id = q.id AND c.against IS NULL
+    LEFT JOIN pg_temp.candidates AS c ON c.waiting_id = q.id AND c.blocked_by IS NULL
     LEFT JOIN crm.email_suppressions AS s ON s.user_id = q.user_id
     WHERE
         q.status = 'pending'

@@ -7,8 +7,8 @@ WITH outcomes AS (
         CASE
             WHEN t.episode_at IS NULL THEN 'held back: no episode'
             WHEN NOT t.due THEN 'old news'
-            WHEN c.against = 'suppressed' THEN 'suppressed'
-            WHEN c.against IS NOT NULL THEN 'held back: ' || c.against
+            WHEN c.blocked_by = 'suppressed' THEN 'suppressed'
+            WHEN c.blocked_by IS NOT NULL THEN 'held back: ' || c.blocked_by
             WHEN c.cancelled_id IS NOT NULL THEN 'pending again'
             WHEN c.user_id IS NOT NULL THEN 'queued'
             WHEN w.id IS NOT NULL THEN 'refreshed'

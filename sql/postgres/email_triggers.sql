@@ -11,7 +11,7 @@
 WITH
 -- Claiming skips this lock, and completing does not wait for it: should a mail turn out to be a
 -- worker's only when it is locked, the worker is not held up until this transaction ends.
-free AS MATERIALIZED (
+lockable AS MATERIALIZED (
     SELECT q.id, c.reason, c.is_due, c.priority, c.payload
     FROM pg_temp.changes AS c
     JOIN crm.email_queue AS q ON q.id = c.id
@@ -22,7 +22,7 @@ free AS MATERIALIZED (
 cancelled AS (
     UPDATE crm.email_queue AS q
     SET status = 'cancelled', reason = f.reason, updated_at = now()
-    FROM free AS f
+    FROM lockable AS f
     WHERE q.id = f.id AND array_position('{pending}', q.status) > 0 AND f.reason IS NOT NULL
     RETURNING q.id, f.reason, f.is_due
 ),
@@ -30,7 +30,7 @@ cancelled AS (
 refreshed AS (
     UPDATE crm.email_queue AS q
     SET priority = f.priority, payload = f.payload, updated_at = now()
-    FROM free AS f
+    FROM lockable AS f
     WHERE q.id = f.id AND array_position('{pending}', q.status) > 0 AND f.reason IS NULL
     RETURNING q.id
 ),
@@ -41,7 +41,7 @@ approved AS MATERIALIZED (
     SELECT user_id, cancelled_id
     FROM pg_temp.candidates
     WHERE
-        against IS NULL
+        blocked_by IS NULL
         AND (waiting_id IS NULL OR waiting_id IN (SELECT id FROM cancelled))
 ),
 
@@ -71,7 +71,7 @@ revived AS (
 ),
 
 -- The queue's part for this shard.
-mine AS NOT MATERIALIZED (
+this_shard AS NOT MATERIALIZED (
     SELECT *
     FROM crm.email_queue
     WHERE
@@ -79,13 +79,13 @@ mine AS NOT MATERIALIZED (
         OR etl.shard_of(user_id, $2::int) = $1::int
 ),
 
-told AS (
+totals AS (
     SELECT
         (SELECT count(*) FROM pg_temp.triggers WHERE due) AS due,
         (SELECT count(*) FROM pg_temp.triggers WHERE episode_at IS NULL) AS without_episode,
         (SELECT count(*) FROM pg_temp.candidates) AS candidates,
-        (SELECT count(*) FROM pg_temp.candidates WHERE against = 'suppressed') AS suppressed,
-        (SELECT count(*) FROM free) AS free,
+        (SELECT count(*) FROM pg_temp.candidates WHERE blocked_by = 'suppressed') AS suppressed,
+        (SELECT count(*) FROM lockable) AS lockable,
         (SELECT count(*) FROM approved) AS approved,
         (SELECT count(*) FROM inserted) AS inserted,
         (SELECT count(*) FROM revived) AS revived,
@@ -93,7 +93,7 @@ told AS (
         (SELECT count(*) FROM cancelled) AS cancelled,
         (SELECT count(*) FROM cancelled WHERE is_due) AS cancelled_due,
         (SELECT count(*) FROM cancelled WHERE reason NOT IN ('superseded', 'suppressed'))
-            AS withdrawn
+            AS cancelled_by_mart
 )
 
 SELECT
@@ -104,19 +104,19 @@ SELECT
     suppressed,
     candidates - inserted - revived - suppressed + without_episode AS held_back,
     -- Somebody else was faster, or a trigger dropped it: see email_unwritten.sql.
-    free + approved - cancelled - refreshed - inserted - revived AS unwritten,
+    lockable + approved - cancelled - refreshed - inserted - revived AS unwritten,
 
     -- For the guards; what costs is counted only when it can matter.
     inserted + revived AS queued,
-    withdrawn,
-    CASE WHEN withdrawn > 0 THEN (
+    cancelled_by_mart,
+    CASE WHEN cancelled_by_mart > 0 THEN (
         SELECT count(*)
-        FROM mine
-        JOIN pg_temp.rules AS r ON r.template = mine.template
-        WHERE mine.status = 'pending'
+        FROM this_shard
+        JOIN pg_temp.rules AS r ON r.template = this_shard.template
+        WHERE this_shard.status = 'pending'
     ) ELSE 0 END AS pending,
     CASE WHEN inserted + revived > 0 THEN (
         -- More than a few is all there is to know.
-        SELECT count(*) FROM (SELECT FROM mine LIMIT 10000) AS few
+        SELECT count(*) FROM (SELECT FROM this_shard LIMIT 10000) AS few
     ) ELSE 0 END AS queue_rows
-FROM told
+FROM totals

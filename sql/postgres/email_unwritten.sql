@@ -19,7 +19,7 @@ absent AS (
     LEFT JOIN crm.email_queue AS q
         ON q.user_id = t.user_id AND q.template = t.template AND q.episode_at = t.episode_at
     WHERE
-        c.against IS NULL
+        c.blocked_by IS NULL
         AND (q.id IS NULL OR q.status = 'cancelled' AND q.updated_at < now())
         AND NOT EXISTS (
             SELECT

@@ -66,5 +66,5 @@ SELECT
     (SELECT inserted FROM totals) AS inserted,
     (SELECT updated FROM totals) AS updated,
     count(*) - (SELECT inserted + updated FROM totals) AS unwritten,
-    count(*) FILTER (WHERE is_other_segment AND NOT is_new) AS moved
+    count(*) FILTER (WHERE is_other_segment AND NOT is_new) AS changed_segment
 FROM changes
