@@ -13,9 +13,6 @@ from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
 
-_MIGRATION_LOCK = (
-    "DO $$ BEGIN PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0)); END $$"
-)
 _LOCK_TIMEOUT = "55P03"  # the SQLSTATE
 
 

@@ -74,9 +74,7 @@ def load(run: Run) -> None:
     run.stage("staging", segments, target)
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
-    if (
-        target is None and merged["changed_segment"]
-    ):  # or the guard would have nothing to compare it with
+    if target is None and merged["changed_segment"]:  # for the guard to compare it with
         (now,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
         run.count({"target_rows": now["rows"] - merged["inserted"]})
     if target is not None and run.options.delete_missing:

@@ -1,2 +1,6 @@
 -- Let one init_db work at a time, since two would make the same table and one of them fail.
-SELECT pg_advisory_xact_lock(hashtextextended('etl.init_db', 0))::text AS locked
+DO $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('etl.init_db', 0));
+END
+$$
