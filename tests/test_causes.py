@@ -71,7 +71,7 @@ def test_an_unexpected_error_is_told_by_type_and_place(
 
     row = last_run(select)
     assert str(raised.value).startswith("unexpected ")
-    assert " at etl/user_segments.py:" in str(raised.value)
+    assert " at etl/run/context.py:" in str(raised.value)
     assert (row["status"], row["error"]) == ("failed", str(raised.value))
     assert not _values(everything(raised.value))
 

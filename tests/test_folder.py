@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import segments
+from conftest import ROOT, segments
 from destinations import Mart, Select, stuck
 
 from etl import user_segments
@@ -94,3 +96,18 @@ def test_what_is_not_ours_stays(mart: Mart, parent: Path) -> None:
     user_segments.sync()
 
     assert sorted(parent.iterdir()) == sorted([*others, parent / "etl-run-link"])
+
+
+def test_a_full_disk_is_told_with_the_folder_that_is_full(mart: Mart, select: Select) -> None:
+    mart(
+        segments("('u', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(9999) AS r(n)",
+    )
+    small = ["prlimit", "--fsize=100000", sys.executable, "-m", "etl.user_segments"]
+
+    finished = subprocess.run(small, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1
+    assert f"temporary folder {tempfile.gettempdir()}: File too large; make room" in finished.stderr
+    assert not select("SELECT FROM crm.user_segments")

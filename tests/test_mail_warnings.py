@@ -343,7 +343,7 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
 @pytest.mark.parametrize(
     "unknown",
     [NO_EPISODE_DATE, NO_EPISODE_DATE.replace(month=12, day=31), NOW + 25 * HOUR],
-    ids=str,
+    ids=["the placeholder", "another", "tomorrow"],
 )
 def test_a_visit_in_the_future_is_a_visit_that_nobody_knows(
     unknown: Any, shards: int, mart: Mart, select: Select

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from destinations import Mart, Select, in_shards, last_run
+from destinations import Mart, Select, last_run
 from pace import within
 from redis_servers import Others
 from test_redis import MANY, redis_user
@@ -23,9 +23,8 @@ Meddle = Callable[[list[str]], object]
 @pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 @pytest.mark.parametrize("rights", ["+ping +set +mget", "+ping +set +mget +info", "+@all"])
-@pytest.mark.parametrize("shards", [1, 3])
 def test_a_server_that_evicts_fails_the_run(
-    shards: int, rights: str, policy: str, *, mart: Mart, others: Others, select: Select
+    rights: str, policy: str, *, mart: Mart, others: Others, select: Select
 ) -> None:
     mart(MANY.format(users=15_000))
 
@@ -39,7 +38,7 @@ def test_a_server_that_evicts_fails_the_run(
         redis_user(server, others.monkeypatch, f"~reco:* {rights}"),
         pytest.raises(SyncError, match=r"written keys are gone: they were evicted") as raised,
     ):
-        in_shards(recommendations.sync, shards)
+        recommendations.sync()
 
     said = str(raised.value)
     row = last_run(select, "recommendations")
@@ -47,19 +46,6 @@ def test_a_server_that_evicts_fails_the_run(
     assert "raise maxmemory" in said
     assert (f"maxmemory_policy {policy}" in said) is (rights != "+ping +set +mget")
     assert "user_" not in said
-
-
-def test_keys_of_an_earlier_shard_are_looked_up_as_well(
-    mart: Mart, keys: redis.Redis, before_it: Callable[[Meddle], list[int]]
-) -> None:
-    mart(MANY.format(users=6_000))
-    samples = before_it(lambda sample: len(sample) > 500 and keys.delete(*sample[:400]))
-
-    with pytest.raises(SyncError, match=r"400 of a sample of \d+ written keys are gone"):
-        in_shards(recommendations.sync, 2)
-
-    assert 400 < samples[0] <= 500
-    assert 800 < samples[1] <= 1_000
 
 
 @pytest.mark.parametrize("way", [redis.Redis.delete, lambda keys, key: keys.pexpire(key, 0)])

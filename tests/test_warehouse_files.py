@@ -13,7 +13,6 @@ from pathlib import Path
 import duckdb
 import pytest
 from conftest import command, segments
-from destinations import in_shards
 
 from etl import user_segments
 from etl.errors import SyncError
@@ -251,7 +250,7 @@ def test_a_log_beside_the_file_is_told_once(
     killed(environment, ONE_USER.replace("'regular'", "'vip'"))
 
     with caplog.at_level(logging.WARNING, logger="etl"):
-        in_shards(user_segments.sync, 2)
+        user_segments.sync()
 
     told = [record for record in caplog.records if record.message.startswith("warehouse.wal")]
     assert len(told) == 1

@@ -6,6 +6,8 @@ warehouse's file before it writes. On disk they take no memory, however many the
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 from duckdb import ColumnExpression, DuckDBPyRelation
 
+from etl.errors import SyncError
 from etl.plumbing import queries
 from etl.warehouse import file
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 # Rows of a batch: 3 MB as Arrow, of which checking and reshaping make several times that. Half
 # of it would save 40 MB of memory, and checking would take a third longer.
 BATCH_ROWS = 65_536
+
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 # A hash join of ten million rows with ten million works in this; each further one takes more.
 _JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 200_000_000, 10, 20_000_000
@@ -79,12 +84,22 @@ def to_batches(frames: Iterable[pl.DataFrame]) -> Batches:
 
 
 def write(batches: Batches | pa.RecordBatchReader, path: Path, key: Sequence[str]) -> Spool:
-    """Write batches to a new file."""
+    """Write batches to a new file.
+
+    Raises:
+        SyncError: the disk is full, or does not let us write.
+    """
     rows = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches.schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-            rows += batch.num_rows
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches.schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        reason = f"{os.strerror(error.errno)}; make room there, or let TMPDIR be another folder"
+        raise SyncError(f"temporary folder {path.parent.parent}: {reason}") from error
     return Spool(path, batches.schema, list(key), rows)
 
 

@@ -6,6 +6,7 @@ import datetime as dt
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from etl.warehouse import errors, file, marts, types
 from etl.warehouse.spool import BATCH_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import dataframely as dy
 
@@ -45,17 +47,24 @@ class Mart:
     key: str
     columns: frozenset[str]  # of the query, less those that are NULL by its text
     stats: Stats | None  # of all shards, where only one is read
+    explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Stream the rows in the order of the key; all rows of a key come in one frame."""
-        with self.relation.to_arrow_reader(BATCH_ROWS) as reader:
-            empty = True
-            frames = (_frame(batch) for batch in reader)
-            for frame in _cut_between_keys(frames, self.key):
-                empty = False
-                yield frame
-            if empty:
-                yield _frame(reader.schema.empty_table())
+        with self.explaining():
+            reader = self.relation.to_arrow_reader(BATCH_ROWS)
+        with reader:
+            frames = map(_frame, self._batches(reader))
+            yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """Hand on what DuckDB makes; what a caller does with it goes wrong in its own name."""
+        while True:
+            with self.explaining():
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
 
 
 @contextmanager
@@ -88,19 +97,21 @@ def open_mart(
     """
     path = Path(settings.duckdb_path)
     query = marts.load_query(name, settings)
+    explaining = partial(_explaining, path, f"correct {query.source} or the mart")
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
-        try:
+        with explaining():
             query = marts.statement(connection, query)
             marts.check_files(connection, query, path.absolute().parent)
             if columns := marts.resolve_tables(connection, query, settings.mart_schema):
                 marts.check_names(columns, query)
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
-            yield _mart(rows, contract, shard, now)
-        # The two others come of Arrow, when it is handed the rows.
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            advice = f"correct {query.source} or the mart"
-            raise errors.to_sync_error(error, path, advice) from None
+            key = contract.primary_key()[0]
+            mine, stats = _shard(rows, contract, shard, now)
+            # Sorted before the casts, which add a column to most.
+            mine = mine.sort(types.cast_of(rows, contract, key))
+            relation = types.cast_to_contract(mine, contract)
+        yield Mart(relation, key, types.not_null(rows), stats, explaining)
 
 
 def read(
@@ -120,21 +131,29 @@ def read(
         return pl.concat(mart.frames(), how="diagonal")
 
 
-def _mart(
+@contextmanager
+def _explaining(path: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    # The two others come of Arrow, when it is handed the rows.
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise errors.to_sync_error(error, path, advice) from None
+
+
+def _shard(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
     shard: tuple[int, int],
     now: dt.datetime,
-) -> Mart:
-    key, columns = contract.primary_key()[0], types.not_null(rows)
-    cast_key = types.cast_of(rows, contract, key)
-    (index, of), mine, stats = shard, rows, None
-    if of > 1:
-        hashed = FunctionExpression("shard_of", cast_key, ConstantExpression(of))
-        mine = rows.filter(hashed == ConstantExpression(index))
-        stats = _stats(types.cast_to_contract(rows, contract), contract, now)
-    # Sorted before the casts, which add a column to most.
-    return Mart(types.cast_to_contract(mine.sort(cast_key), contract), key, columns, stats)
+) -> tuple[duckdb.DuckDBPyRelation, Stats | None]:
+    """Return the rows of one shard, and what to know of all of them."""
+    index, of = shard
+    if of == 1:
+        return rows, None
+    key = types.cast_of(rows, contract, contract.primary_key()[0])
+    hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
+    mine = rows.filter(hashed == ConstantExpression(index))
+    return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
@@ -152,20 +171,21 @@ def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return types.drop_empty_cast_errors(pl.DataFrame(pl.from_arrow(rows)))
 
 
-def _cut_between_keys(frames: Iterable[pl.DataFrame], key: str) -> Iterator[pl.DataFrame]:
-    """Move rows that bear the last key of a frame from the next frame to it."""
-    held: pl.DataFrame | None = None
+def _cut_between_keys(
+    frames: Iterable[pl.DataFrame], key: str, held: pl.DataFrame
+) -> Iterator[pl.DataFrame]:
+    """Move rows that bear the last key of a frame from the next frame to it.
+
+    One frame at least comes out: `held`, which is empty, where none goes in.
+    """
     for frame in frames:
-        rest = frame
-        if held is not None:
-            last = held[key][-1]
-            # Nulls come last and belong to nobody, so that they may be parted.
-            if last is not None and frame[key][0] == last:
-                more = int((frame[key] == last).sum())
-                held, rest = pl.concat([held, frame.head(more)], how="diagonal"), frame[more:]
-            if not len(rest):
-                continue
-            yield held
-        held = rest
-    if held is not None:
-        yield held
+        rest, last = frame, held[key][-1] if len(held) else None
+        # Nulls come last and belong to nobody, so that they may be parted.
+        if last is not None and frame[key][0] == last:
+            more = int((frame[key] == last).sum())
+            held, rest = pl.concat([held, frame.head(more)], how="diagonal"), frame[more:]
+        if len(rest):
+            if len(held):
+                yield held
+            held = rest
+    yield held
