@@ -188,6 +188,7 @@ def test_secrets_are_made_once_and_the_container_can_read_them(
     assert all(path.stat().st_mode & 0o004 for path in secrets.iterdir())
 
 
+@pytest.mark.slow
 def test_the_health_check_of_redis_may_ping_and_nothing_else(
     secrets: Path, stack: dict[str, Any]
 ) -> None:

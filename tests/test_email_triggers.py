@@ -228,6 +228,7 @@ def test_a_mail_that_does_not_wait_is_never_touched(
 # Rule 4: cooldown, gap, one open mail
 
 
+@pytest.mark.few(3)
 @EACH_RULE
 @pytest.mark.parametrize("over", [False, True], ids=["within", "after"])
 def test_a_template_rests_for_its_cooldown(

@@ -195,6 +195,7 @@ def test_a_holder_is_told_by_pid_and_role_whatever_it_calls_itself(
     assert f"SELECT pg_terminate_backend({its['pid']})" in said
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("may_see", [False, True])
 def test_a_mailer_that_does_not_commit_is_named_with_what_to_do(
     mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch, may_see: bool

@@ -158,6 +158,7 @@ def test_the_rights_of_the_manual_are_enough(
     assert refused == []  # nor is anything asked for that the line does not give
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("right", ["~reco:*", "+ping", "+set", "+mget", "+msetex"])
 def test_none_of_the_rights_of_the_manual_is_too_many(
     right: str, mart: Mart, keys: redis.Redis, monkeypatch: Patch

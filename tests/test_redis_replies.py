@@ -44,6 +44,7 @@ ECHOES = [
 ]
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("command", ["SET", "PING", "AUTH", "SELECT", "MGET"])
 def test_nothing_that_a_server_repeats_is_told(
@@ -69,6 +70,7 @@ def test_nothing_that_a_server_repeats_is_told(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("echo", [b"-ERR no %b here", b"-%b", b"+%b", b"-WRONGPASS %b", b"%b"])
 @pytest.mark.parametrize("command", ["SET", "PING", "AUTH"])
 def test_a_password_that_is_an_ordinary_word_is_not_repeated_either(
@@ -101,6 +103,7 @@ def test_a_login_that_is_refused_in_german_is_told_with_the_next_step(
         recommendations.sync()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("error", "said"),
     [

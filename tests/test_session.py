@@ -101,6 +101,7 @@ def test_every_pin_holds_against_the_role(servers: Servers, environment: Path) -
     assert row == {name: pinned for name, (_, pinned) in PINNED.items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
 def test_an_encoding_that_was_set_makes_no_other_names(
     whom: str, servers: Servers, mart: Mart, select: Select
@@ -113,6 +114,7 @@ def test_an_encoding_that_was_set_makes_no_other_names(
             assert _day(select) == right
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "LATIN9", "SQL_ASCII"])
 def test_a_database_of_another_encoding_gets_ids_as_they_are_or_none(
     encoding: str, servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +157,7 @@ def test_no_variable_of_the_environment_bends_a_result(
     assert _day(select) == right
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("setting", TIMEOUTS)
 def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart: Mart) -> None:
     """With all that a version has: transaction_timeout came with Postgres 17."""
@@ -198,6 +201,7 @@ def test_triggers_that_an_admin_switched_off_are_not_passed_over(
     assert row == {"is": "origin"}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "table", ["crm.user_segments", "crm.email_queue", "crm.email_suppressions", "etl.sync_runs"]
 )

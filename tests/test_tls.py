@@ -60,6 +60,7 @@ def verified(
             yield _strict(port, papers)
 
 
+@pytest.mark.few(1)
 def test_a_whole_sync_goes_over_verified_tls(verified: Given, mart: Mart) -> None:
     mart(ONE_USER)
 

@@ -79,6 +79,7 @@ REFUSALS = (
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("said", REFUSALS)
 def test_a_refused_key_is_told_alike_whatever_word_the_password_is(
     said: str, marts: None, select: Select, others: Others
@@ -112,6 +113,7 @@ SPOILT: dict[str, dict[str, str] | str] = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", SPOILT)
 def test_no_word_of_an_error_makes_a_gap_where_it_is_the_password(
     kind: str, marts: None, database: Connection, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +246,7 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("kind", UNFIT)
 @pytest.mark.parametrize("name", ["postgres_password", "redis_password", "postgres_host"])
 @pytest.mark.timeout(20)

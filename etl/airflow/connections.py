@@ -50,16 +50,16 @@ _OURS = frozenset(
         "keepalives_interval",
     )
 )
-# Extras of a Redis Connection, as Airflow's provider for Redis names them.
+# Extras of a Redis Connection, as Airflow's provider for Redis names them; and of Sentinels.
 _REDIS = {
-    "db": "redis_db",
-    "ssl": "redis_tls",
+    "sentinel": "redis_sentinel",
+    "sentinel_password": "redis_sentinel_password",
     "ssl_ca_certs": "redis_ca_file",
     "ssl_certfile": "redis_cert_file",
     "ssl_keyfile": "redis_key_file",
 }
 # What the service does in any case.
-_ALWAYS = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+_ALWAYS = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
 
 
 def settings(
@@ -121,24 +121,26 @@ def _of_postgres(connection: Any) -> dict[str, Any]:
 
 
 def _of_redis(connection: Any) -> dict[str, Any]:
-    extra = _extra(connection, _REDIS.keys() | _ALWAYS.keys())
+    extra = _extra(connection, {"db", "ssl", *_REDIS, *_ALWAYS})
+    # Text, as in a URI: `?ssl=true`.
+    words = {name: str(value).lower() for name, value in extra.items()}
     for name, only in _ALWAYS.items():
-        if extra.get(name, only) != only:
-            raise _useless(connection, f"{name}={extra[name]!r}", f"it is always {only!r}")
-    if not isinstance(extra.get("ssl", False), bool):
+        if words.get(name, only) != only:
+            raise _useless(connection, f"{name}={extra[name]!r}", f"it is always {only}")
+    tls = words.get("ssl", str(connection.conn_type == "rediss").lower())
+    if tls not in ("true", "false"):
         raise _useless(connection, f"ssl={extra['ssl']!r}", "it is true or false")
-    database = extra.get("db", connection.schema or 0)
-    if not str(database).isdecimal():
+    database = words.get("db", connection.schema or "0")
+    if not database.isdecimal():
         raise _useless(connection, f"db={database!r}", "it is a whole number")
-    files = {_REDIS[name]: extra.get(name) for name in _REDIS if name not in ("db", "ssl")}
     return {
         "redis_host": _host(connection),
         "redis_port": connection.port or Settings.redis_port,
         "redis_db": int(database),
         "redis_username": connection.login or None,
         "redis_password": connection.password or None,
-        "redis_tls": extra.get("ssl", connection.conn_type == "rediss"),
-        **files,
+        "redis_tls": tls == "true",
+        **{setting: extra.get(name) for name, setting in _REDIS.items()},
     }
 
 
@@ -158,4 +160,4 @@ def _extra(connection: Any, known: Set[str]) -> dict[str, Any]:
 
 
 def _useless(connection: Any, extra: str, why: str) -> UsageError:
-    return UsageError(f"connection {connection.conn_id}: extra {extra} is not for this: {why}")
+    return UsageError(f"connection {connection.conn_id}: extra {extra} is no use here: {why}")

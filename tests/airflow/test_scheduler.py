@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,14 +112,28 @@ def test_a_task_that_is_marked_failed_is_rolled_back_at_once(
     assert "cancelled by Airflow" in ended.table[1]
 
 
-def test_a_task_of_a_worker_that_is_drained_is_rolled_back_and_tried_again(
-    airflow: Running, database: Connection, select: Select
+def drained(airflow: Running, run: str) -> None:
+    """SIGTERM to the process that runs the task, as Kubernetes' is handed on to it."""
+    pid = "SELECT pid FROM task_instance WHERE run_id = ? AND task_id = 'user_segments'"
+    os.kill(airflow.query(pid, run)[0][0], signal.SIGTERM)
+
+
+def cleared(airflow: Running, run: str) -> None:
+    """What a person does by "Clear task"."""
+    airflow.clear(run, only_failed=False, task_ids=["user_segments"])
+
+
+@pytest.mark.parametrize("stop", [drained, cleared])
+def test_a_task_that_is_to_run_again_is_rolled_back_first(
+    airflow: Running,
+    database: Connection,
+    select: Select,
+    stop: Callable[[Running, str], None],
 ) -> None:
     with locked(database):
         run = airflow.trigger()
         wait_for(lambda: waiting(database) == 1, RUN_SECONDS)
-        pid = "SELECT pid FROM task_instance WHERE run_id = ? AND task_id = 'user_segments'"
-        os.kill(airflow.query(pid, run)[0][0], signal.SIGTERM)
+        stop(airflow, run)
         wait_for(lambda: waiting(database) == 0)
     ended = airflow.ended(run)
 
@@ -244,8 +258,7 @@ def test_report_takes_the_word_of_whoever_marks_a_task_as_success(
     assert airflow.ended(run).state == "failed"
 
     airflow.mark("success", run, "user_segments", 0)
-    again = {"dag_run_id": run, "only_failed": True, "reset_dag_runs": True, "dry_run": False}
-    airflow.api(f"dags/{DAG_ID}/clearTaskInstances", again)
+    airflow.clear(run)
     airflow.reaches("success", run, "report")
     log = airflow.log(run, task="report")
 
