@@ -32,6 +32,23 @@ ROOT = Path(__file__).parent.parent
 BY_HAND = ("mart_user_segments", "mart_recommendations")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked `few(n)`, mark all as slow but n that are spread over them."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for of_one_test in cases.values():
+        mark = of_one_test[0].get_closest_marker("few")
+        most = len(of_one_test) if mark is None else mark.args[0]
+        every = max(len(of_one_test) / most, 1)
+        taken = {int(n * every) for n in range(most)}
+        for number, item in enumerate(of_one_test):
+            if number not in taken:
+                item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """Both servers, with durability off: what a test does need not survive a power cut."""

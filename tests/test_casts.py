@@ -56,6 +56,7 @@ def accept(tmp_path: Path) -> Accept:
     return run
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("column", "sql", "value"),
     [

@@ -59,6 +59,7 @@ def refused_by_postgres(one_user: None, environment: object) -> None:
     )
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("kind", UNEXPECTED)
 def test_an_unexpected_error_is_told_by_type_and_place(
     kind: str, one_user: None, select: Select, monkeypatch: pytest.MonkeyPatch

@@ -199,6 +199,7 @@ def test_an_unknown_log_format_is_wrong_usage(
 # Flags mean what they say
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("line", "dry"),
     [
@@ -323,6 +324,7 @@ def test_json_of_failed_and_refused_runs_tells_what_is_known(etl: Etl, mart: Mar
 # Several syncs
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("statements", "statuses", "code"),  # of the first three syncs
     [
@@ -524,6 +526,7 @@ def test_a_reader_who_has_gone_does_not_stop_the_syncs(marts: None, touched: Tou
 # Every way to start it
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("module", "did"),
     [
@@ -543,6 +546,7 @@ def test_every_module_is_a_command(module: str, did: list[str], marts: None) -> 
 # Signals
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_rolls_back_and_is_recorded(
     number: signal.Signals, code: int, marts: None, database: postgres.Connection, touched: Touched

@@ -187,6 +187,7 @@ def test_too_many_bad_rows_stop_the_run_and_are_kept_all_the_same(
     assert kept_reasons(select) == {"bad": ["segment:null"]}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("value", "reason", "shown"),
     [
@@ -365,6 +366,7 @@ def test_any_text_arrives_exactly_in_redis(mart: Mart, keys: redis.Redis) -> Non
     }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("value", "cents"),
     [
@@ -444,6 +446,7 @@ def money_of(values: list[str], width: str) -> tuple[dict[str, Any], dict[str, A
     return arrived, expected, rejects.total
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("width", "value"),
     [
@@ -554,6 +557,7 @@ def test_the_required_columns_of_recommendations_are_enough(
     assert keys.get("reco:a") == b'{"destinations":["Rome","Oslo"],"score":0.7}'
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("moment", "utc"),
     [

@@ -32,6 +32,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("event", SEGMENTS)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_user_that_a_trigger_drops_fails_the_run(
@@ -251,6 +252,7 @@ RENAMED = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("renamed", RENAMED, ids=lambda renamed: renamed[2].strip())
 def test_counts_have_the_names_that_the_run_expects(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, renamed: tuple[str, str, str, str]

@@ -40,6 +40,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 def test_the_demo_and_the_lines_it_prints_run_whatever_the_shell_sets(folder: Path) -> None:
     environment = {**os.environ, **SHELL, "PYTHONPATH": str(ROOT)}
     demo = subprocess.Popen(
@@ -68,6 +69,7 @@ def test_the_demo_and_the_lines_it_prints_run_whatever_the_shell_sets(folder: Pa
     assert rest == "demo: stopped by SIGINT; the servers are down\n"
 
 
+@pytest.mark.slow
 def test_the_notebooks_demo_runs_whatever_the_shell_sets(folder: Path) -> None:
     cells = json.loads((ROOT / "notebooks" / "explore.ipynb").read_text())["cells"]
     demo = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")

@@ -132,6 +132,7 @@ def as_the_image_does(stack: Stack, url: str) -> None:
     stack.run([*psql, "-f", owner, url], POSTGRES_PASSWORD=stack.password("postgres_password"))
 
 
+@pytest.mark.slow
 @pytest.mark.every_sync
 def test_every_sync_and_the_status_run_as_the_login_of_the_stack(stack: Stack) -> None:
     for arguments in (

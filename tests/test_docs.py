@@ -20,6 +20,7 @@ from etl import user_segments
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sync_is_added_as_its_page_says(environment: Path, mart: Mart, tmp_path: Path) -> None:
     copy = tmp_path / "copy"

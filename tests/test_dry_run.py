@@ -51,6 +51,7 @@ def test_a_first_dry_run_foretells_and_leaves_nothing(
     assert snapshot() != empty
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("options", [{}, {"shards": 3}, {"shard": (1, 2)}], ids=str)
 @pytest.mark.parametrize("module", [user_segments, email_triggers])
 def test_a_dry_run_counts_what_the_real_one_does_and_changes_nothing(

@@ -73,7 +73,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=HISTORIES or 25,
+    max_examples=HISTORIES or 8,
     derandomize=not HISTORIES,
     database=None,
     deadline=None,

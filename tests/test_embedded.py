@@ -41,6 +41,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 def test_data_outlive_a_restart_and_the_servers_do_not(folder: Path) -> None:
     with embedded.running(folder, settings=FAST) as servers:
         execute(servers, "CREATE TABLE kept AS SELECT 1 AS one")
@@ -108,7 +109,11 @@ def test_a_second_run_in_the_folder_is_refused_in_one_line(folder: Path) -> None
         execute(servers, "SELECT 1")
 
 
-@pytest.mark.parametrize("content", [str(os.getpid()), "", "rubbish", "999999999"])
+@pytest.mark.parametrize(
+    "content",
+    [str(os.getpid()), "", "rubbish", "999999999"],
+    ids=["alive", "empty", "rubbish", "nobody"],
+)
 def test_a_stale_pid_file_is_no_obstacle_and_its_process_is_left_alone(
     folder: Path, content: str
 ) -> None:

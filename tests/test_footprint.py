@@ -72,6 +72,7 @@ def start(machine: Path, environment: Path) -> Start:
     return run
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "words", ["etl", "etl --dry-run --shards 2", "etl.status", "etl.prune --days 9"]
 )

@@ -35,6 +35,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch, environment: object) -> None:
     monkeypatch.setenv("GUARD_MAX_REJECTED", "0.2")
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("sync", [user_segments.sync, email_triggers.sync])
@@ -81,6 +82,7 @@ def test_the_future_begins_an_hour_after_the_clock_of_the_run(mart: Mart) -> Non
         assert contract.accept(UserSegment, read.table, 5, clock)[1].total == rejected
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_row_built_in_the_future_cancels_nobodys_mail(
@@ -98,6 +100,7 @@ def test_a_row_built_in_the_future_cancels_nobodys_mail(
     ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "bad",
     [

@@ -53,6 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", list(CASES), indirect=True)
 
 
+@pytest.mark.few(6)
 def test_a_guard_refuses_and_the_destination_is_as_before(
     case: Case, mart: Mart, select: Select, keys: redis.Redis
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_guard_refuses_and_the_destination_is_as_before(
     assert case.says[0] in row["error"]
 
 
+@pytest.mark.few(2)
 def test_force_goes_past_every_guard_and_is_recorded(
     case: Case, mart: Mart, select: Select
 ) -> None:
@@ -89,6 +91,7 @@ def test_force_goes_past_every_guard_and_is_recorded(
     assert (row["run_id"], row["status"], row["forced"]) == (result["run_id"], "ok", True)
 
 
+@pytest.mark.few(2)
 def test_the_normal_case_does_not_trip_a_guard(case: Case, mart: Mart) -> None:
     mart(*case.fine)
 

@@ -224,6 +224,7 @@ OLD_TABLE = """
 """
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "spoil",
     [

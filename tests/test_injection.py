@@ -119,6 +119,7 @@ def test_names_from_a_mart_give_no_orders_to_a_terminal(mart: Mart) -> None:
 # In a setting
 
 
+@pytest.mark.slow
 def test_a_schema_may_have_any_name_and_is_not_read_as_anything_else(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:

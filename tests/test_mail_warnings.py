@@ -23,6 +23,7 @@ VISITS = ("first_seen_at", "last_seen_at")
 # Segments
 
 
+@pytest.mark.few(2)
 @EACH_WALK
 @DRY_AND_WET
 def test_users_of_segments_without_a_template_are_told_by_segment(
@@ -57,6 +58,7 @@ def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart
     assert len(result["unmapped_segments"]) == 20
 
 
+@pytest.mark.few(2)
 @EACH_WALK
 @DRY_AND_WET
 def test_a_renamed_segment_whose_mails_wait_is_warned_of(
@@ -117,6 +119,7 @@ def test_a_segment_whose_rows_are_all_rejected_loses_no_mail(mart: Mart) -> None
 # First mails
 
 
+@pytest.mark.few(2)
 @EACH_WALK
 @DRY_AND_WET
 def test_a_first_run_that_mails_many_goes_through_with_figures(
@@ -203,6 +206,7 @@ def test_a_large_queue_is_not_called_empty_for_a_last_shard_that_queues_nothing(
 # Visits
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
     walk: dict[str, Any], mart: Mart, select: Select
@@ -220,6 +224,7 @@ def test_a_mart_that_never_had_visits_has_one_occasion_for_ever(
     assert select("SELECT DISTINCT episode_at FROM crm.email_queue") == [{"episode_at": EVER}]
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize("lost", [("last_seen_at",), ("first_seen_at",), VISITS], ids=str)
 def test_a_mart_that_lost_its_visits_mails_nobody(
@@ -293,6 +298,7 @@ OWN = """
 """
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize(
     "how",
@@ -317,6 +323,7 @@ def test_an_own_query_decides_alike_in_the_whole_and_in_shards(
     }
 
 
+@pytest.mark.few(2)
 @EACH_WALK
 @pytest.mark.parametrize("join", ["", "JOIN other USING (user_id)"], ids=["one mart", "two"])
 def test_an_own_query_without_visits_says_null(
@@ -331,6 +338,7 @@ def test_an_own_query_without_visits_says_null(
     assert any("12 users have one occasion for ever" in text for text in result["warnings"])
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     walk: dict[str, Any], mart: Mart
@@ -340,6 +348,7 @@ def test_a_visit_column_in_which_nothing_stands_holds_its_mails_back(
     assert counts(email_triggers.sync(**walk)) == {"held_back": 12}
 
 
+@pytest.mark.few(1)
 @EACH_WALK
 @pytest.mark.parametrize(
     "unknown", [EVER, EVER.replace(month=12, day=31), NOW + 25 * HOUR], ids=str

@@ -56,6 +56,7 @@ def test_an_empty_mart_is_not_called_shrunk_as_well() -> None:
         guards.judge(Figures(mart_rows=0, previous_mart_rows=10), Settings())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_refusal_is_told_once(log_format: str, mart: Mart, select: Select) -> None:
     mart(USERS, "UPDATE mart_user_segments SET segmented_at = now() - INTERVAL 49 HOUR")
@@ -83,6 +84,7 @@ def test_mails_are_not_queued_on_a_mart_that_was_refused(mart: Mart) -> None:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [

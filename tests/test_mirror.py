@@ -56,6 +56,7 @@ def test_a_user_whose_row_is_rejected_has_not_left(
     assert users(select) == {"null", "twice"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 2, 7])
 def test_shards_delete_the_same_users_as_the_whole(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, shards: int

@@ -70,6 +70,7 @@ def test_the_traps_close(trapped: str, servers: Servers) -> None:
     as_superuser(servers, f"ALTER SEQUENCE {trapped}.called RESTART")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("place", ["{}, pg_catalog", "{}"])
 def test_nothing_of_another_schema_is_called(
     place: str, trapped: str, servers: Servers, mart: Mart
@@ -95,6 +96,7 @@ def test_nothing_of_another_schema_is_called(
     assert status(Flags(), dt.datetime.now(dt.UTC))["overdue"] == []
 
 
+@pytest.mark.few(1)
 def test_the_scripts_for_psql_call_nothing_either(trapped: str, servers: Servers) -> None:
     """An admin runs them, perhaps as a superuser."""
     as_superuser(servers, f"ALTER ROLE postgres SET search_path = {trapped}, pg_catalog")

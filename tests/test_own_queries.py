@@ -153,6 +153,7 @@ def test_a_folder_without_this_sync_leaves_the_shipped_query(
     assert user_segments.sync()["inserted"] == 1
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -201,6 +202,7 @@ def test_what_is_not_one_select_is_told(
 # What is no readable file
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("make", "problem"),
     [

@@ -94,6 +94,7 @@ def session(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Connec
             yield from _session(servers, german.port)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("kind", VALUES)
 def test_an_error_names_objects_and_never_a_value(session: Connection, kind: str) -> None:
     statement, told = VALUES[kind]
@@ -175,6 +176,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_that_does_not_fit_is_told_with_what_to_do(mart: Mart, target: str) -> None:
     changes, said = TARGETS[target]
@@ -220,7 +222,7 @@ def test_a_limit_that_is_met_is_told_with_what_to_do(database: Connection, limit
     database.rollback()
 
     assert said in str(failed.value)
-    assert failed.value.__class__ is SyncError
+    assert not isinstance(failed.value, Lost)  # which a run would try again at once
 
 
 def test_whoever_is_cancelled_is_told_so(database: Connection) -> None:

@@ -64,6 +64,7 @@ def test_the_line_has_phase_rows_and_rate() -> None:
     assert str(line.render()) == ""
 
 
+@pytest.mark.slow
 def test_json_switches_it_off(mart: Mart) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
 

@@ -238,6 +238,7 @@ def test_shards_come_to_the_same(mart: Mart, keys: redis.Redis, select: Select) 
 # In parts
 
 
+@pytest.mark.slow
 def test_a_large_mart_is_read_in_parts_and_comes_to_the_same(
     mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

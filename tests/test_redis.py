@@ -33,7 +33,8 @@ MANY = """
 """
 
 # The lines of docs/deployment.md: for one server, and for a cluster.
-RIGHTS = re.findall(r"user etl on >\S+ (.+)", (ROOT / "docs" / "deployment.md").read_text())
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+RIGHTS = re.findall(r"user etl on >\S+ (.+)", DEPLOYMENT)
 
 
 # MSETEX where there is one
@@ -157,6 +158,7 @@ def test_the_rights_of_the_manual_are_enough(
     assert refused == []  # nor is anything asked for that the line does not give
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("right", ["~reco:*", "+ping", "+set", "+mget", "+msetex"])
 def test_none_of_the_rights_of_the_manual_is_too_many(
     right: str, mart: Mart, keys: redis.Redis, monkeypatch: Patch

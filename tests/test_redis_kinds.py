@@ -22,6 +22,7 @@ UNKNOWN = ("HELLO", "MSETEX", "COMMAND", "CLUSTER", "INFO")
 # What does not say
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "answer",
     [
@@ -169,6 +170,7 @@ def test_a_cluster_that_may_not_be_asked_is_refused(
     assert "+cluster|slots" in said
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("program", ["valkey", "redis-server"])
 def test_a_cluster_of_one_node_gets_keys_by_set(
     program: str, mart: Mart, others: Others, caplog: pytest.LogCaptureFixture

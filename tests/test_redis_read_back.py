@@ -20,6 +20,7 @@ Patch = pytest.MonkeyPatch
 Meddle = Callable[[list[str]], object]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 @pytest.mark.parametrize("rights", ["+ping +set +mget", "+ping +set +mget +info", "+@all"])
 @pytest.mark.parametrize("shards", [1, 3])

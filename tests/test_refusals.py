@@ -81,6 +81,7 @@ PASSING = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("message", "sqlstate"), PASSING)
 def test_a_refusal_that_is_known_to_pass_is_tried_again(
     mart: Mart, message: str, sqlstate: str
@@ -104,6 +105,7 @@ GERMAN: list[tuple[dict[str, str], str]] = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("given", "said"), GERMAN, ids=lambda value: "".join(value)[:20])
 @pytest.mark.usefixtures("environment")
 def test_a_refusal_in_german_is_final_and_says_what_to_do(

@@ -126,6 +126,7 @@ def test_no_run_however_it_ends_tells_a_secret(
     assert not _shows(str(select(RECORDED)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["PGPASSWORD", "PGPASSFILE", "/run/secrets"])
 def test_no_secret_is_told_wherever_it_came_from(
     source: str, planted: Given, tmp_path: Path, select: Select

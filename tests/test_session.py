@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +59,8 @@ PINNED = {
     "transform_null_equals": ("on", "off"),
     "client_min_messages": ("debug5", "error"),
     "client_encoding": ("LATIN1", "UTF8"),
+    "statement_timeout": ("1h", "15min"),
+    "lock_timeout": ("1h", "30s"),
     "idle_session_timeout": ("1h", "0"),
     "idle_in_transaction_session_timeout": ("1h", "0"),
     "transaction_timeout": ("1h", "0"),
@@ -89,18 +91,27 @@ def test_no_setting_of_the_role_bends_a_result(
     assert wrong == {}
 
 
-def test_every_pin_holds_against_the_role(servers: Servers, environment: Path) -> None:
+@pytest.mark.parametrize("way", ["straight", "by a pooler that takes no options"])
+def test_every_pin_holds_against_the_role(
+    way: str, servers: Servers, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also those that bend no result today."""
     asked = ", ".join(f"current_setting('{name}') AS {name}" for name in PINNED)
 
     as_superuser(servers, "CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler")
-    with _set_for(servers, "ROLE airflow", {name: other for name, (other, _) in PINNED.items()}):
+    with (
+        _set_for(servers, "ROLE airflow", {name: other for name, (other, _) in PINNED.items()}),
+        _pgbouncer(servers) if way != "straight" else nullcontext() as port,
+        monkeypatch.context() as setting,
+    ):
+        setting.setenv("POSTGRES_PORT", str(port or servers.postgres_port))
         (row,) = _rows(f"SELECT {asked}")
     as_superuser(servers, "DROP ACCESS METHOD other")
 
     assert row == {name: pinned for name, (_, pinned) in PINNED.items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
 def test_an_encoding_that_was_set_makes_no_other_names(
     whom: str, servers: Servers, mart: Mart, select: Select
@@ -113,6 +124,7 @@ def test_an_encoding_that_was_set_makes_no_other_names(
             assert _day(select) == right
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "LATIN9", "SQL_ASCII"])
 def test_a_database_of_another_encoding_gets_ids_as_they_are_or_none(
     encoding: str, servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +167,7 @@ def test_no_variable_of_the_environment_bends_a_result(
     assert _day(select) == right
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("setting", TIMEOUTS)
 def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart: Mart) -> None:
     """With all that a version has: transaction_timeout came with Postgres 17."""
@@ -164,6 +177,14 @@ def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart
             connection.commit()
         mart(segments(USERS))
         assert user_segments.sync()["inserted"] == 5
+
+
+@pytest.mark.parametrize("setting", ["statement_timeout", "idle_in_transaction_session_timeout"])
+def test_no_timeout_cuts_a_login(setting: str, servers: Servers, environment: Path) -> None:
+    """Nor in the moment before session.sql lifts it."""
+    with _set_for(servers, "ROLE airflow", {setting: "1"}):  # ms
+        for _ in range(20):
+            assert _rows("SELECT pg_sleep(0.01)::text AS it") == [{"it": ""}]
 
 
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
@@ -198,6 +219,7 @@ def test_triggers_that_an_admin_switched_off_are_not_passed_over(
     assert row == {"is": "origin"}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "table", ["crm.user_segments", "crm.email_queue", "crm.email_suppressions", "etl.sync_runs"]
 )

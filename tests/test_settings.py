@@ -383,6 +383,7 @@ def test_no_password_shows_in_a_repr_or_an_error(
     assert wrong.secrets == [password, password]
 
 
+@pytest.mark.slow
 def test_no_password_shows_in_anything_a_command_prints_or_records(
     role: Callable[[str], Settings], user: Callable[[str], Settings], mart: Mart, select: Select
 ) -> None:

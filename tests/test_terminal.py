@@ -48,6 +48,7 @@ def test_a_name_that_is_not_utf8_is_told_all_the_same() -> None:
     assert escaped("\udce4") == "\\udce4"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_ids_of_a_mart_give_no_orders(
     log_format: str, mart: Mart, monkeypatch: pytest.MonkeyPatch
@@ -69,6 +70,7 @@ def test_ids_of_a_mart_give_no_orders(
     assert "\\u0007" in page.stdout
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_rows_of_the_ledger_give_no_orders(log_format: str, mart: Mart, select: Select) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
@@ -109,6 +111,7 @@ SETTINGS: list[dict[str, str]] = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("given", SETTINGS, ids="+".join)
 def test_settings_and_names_of_files_give_no_orders(given: dict[str, str], mart: Mart) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
@@ -129,6 +132,7 @@ def test_words_of_the_command_line_give_no_orders(words: list[str]) -> None:
         assert not shows(finished.stdout + finished.stderr)
 
 
+@pytest.mark.few(2)
 def test_what_a_server_says_gives_no_orders(mart: Mart, select: Select) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
     execute(

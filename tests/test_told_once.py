@@ -28,6 +28,7 @@ def marts(mart: Mart) -> None:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", FAILING)
 def test_people_read_each_reason_once(kind: str, marts: None) -> None:
     given, words = FAILING[kind]
@@ -42,6 +43,7 @@ def test_people_read_each_reason_once(kind: str, marts: None) -> None:
     assert told.count(words) == failures, told
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", FAILING)
 def test_as_json_each_stream_tells_what_a_machine_needs(kind: str, marts: None) -> None:
     given, words = FAILING[kind]

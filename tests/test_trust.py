@@ -153,6 +153,7 @@ def test_a_role_that_one_may_grant_is_not_trusted_for_that(servers: Servers, mal
     assert "owned by mallory" in _refusal("user_segments")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "trust",
     [
@@ -189,6 +190,7 @@ def test_an_owner_who_is_trusted_may_be_anybody(
         )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_that_inherits_from_one_of_ours_is_refused(
     table: str, mart: Mart, select: Select

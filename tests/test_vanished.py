@@ -23,6 +23,7 @@ HALVED = "UPDATE mart_recommendations SET score = score / 2"
 # The rows below
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_rows_that_score_too_low_are_counted(
     shards: int, mart: Mart, select: Select, keys: redis.Redis
@@ -84,6 +85,7 @@ def test_an_older_ledger_gets_the_column(select: Select) -> None:
 # The guard
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("before", "after"), [(1, 1), (4, 4), (1, 4), (4, 1), (3, 5)], ids=lambda n: f"{n} shards"
 )
@@ -110,6 +112,7 @@ def test_far_fewer_keys_than_at_the_last_ok_run_are_refused(
     assert recommendations.sync(shards=after, force=True)["status"] == "ok"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("before", "after"), [(1, 1), (4, 4), (1, 4), (4, 1), (3, 5)], ids=lambda n: f"{n} shards"
 )
@@ -131,6 +134,7 @@ def test_each_shard_of_a_scheduler_is_compared_with_itself(mart: Mart, select: S
             recommendations.sync(shard=(index, 4))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("first", [True, False])
 def test_no_key_from_a_mart_with_rows_is_refused(

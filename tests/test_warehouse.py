@@ -250,6 +250,7 @@ def test_a_schema_without_the_mart_is_named_with_those_that_have_it(
     )
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("schema", ['a.b"c', "main_marketing", "two words, a comma", "Ünïcode'"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_schema_may_have_any_name(

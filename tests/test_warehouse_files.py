@@ -49,6 +49,7 @@ def beside(
     return make
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "view",
     [
@@ -137,6 +138,7 @@ def test_a_file_that_a_view_misses_is_named(failing: Failing, environment: Path)
 # What is no warehouse
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("path", "problem"),
     [

@@ -76,6 +76,7 @@ def test_the_functions_are_found(name: str) -> None:
     assert name in functions()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
 @pytest.mark.parametrize("schema", ["main", "marketing"])

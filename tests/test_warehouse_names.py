@@ -40,6 +40,7 @@ def renamed(mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch) -> C
     return make
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
     "name", ["marts", "MARTS", "temp", "system", "memory", "a.b", "two words", "a,b", "q'uo\"te"]
@@ -62,6 +63,7 @@ def test_a_file_may_be_named_like_its_schema(
     assert [result["extracted"] for result in results] == [1, 1, 1]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
     "stem",

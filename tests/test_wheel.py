@@ -60,6 +60,7 @@ def test_the_sdist_holds_what_it_takes_to_build_the_wheel(dist: Path) -> None:
     assert names == _files("etl") | _files("sql") | beside
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_a_sync_from_any_folder(
     installed: Path,
     mart: Callable[..., None],

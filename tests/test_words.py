@@ -79,6 +79,7 @@ REFUSALS = (
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("said", REFUSALS)
 def test_a_refused_key_is_told_alike_whatever_word_the_password_is(
     said: str, marts: None, select: Select, others: Others
@@ -112,6 +113,7 @@ SPOILT: dict[str, dict[str, str] | str] = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", SPOILT)
 def test_no_word_of_an_error_makes_a_gap_where_it_is_the_password(
     kind: str, marts: None, database: Connection, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +170,18 @@ def test_a_word_of_the_command_line_is_hidden_before_it_is_cut(words: list[str])
 
     assert finished.returncode == 2
     assert MARK not in finished.stdout + finished.stderr
+
+
+def test_what_libpq_says_is_hidden_before_it_is_cut_to_a_line(
+    marts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as given:
+        given.setenv("REDIS_PASSWORD", "tiger\nlily")
+        given.setenv("PGSSLMODE", "tiger\nlily")
+        with pytest.raises(SyncError, match="sslmode") as raised:
+            user_segments.sync()
+
+    assert "tiger" not in str(raised.value)
 
 
 def test_a_ledger_row_holds_no_secret(
@@ -244,6 +258,7 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("kind", UNFIT)
 @pytest.mark.parametrize("name", ["postgres_password", "redis_password", "postgres_host"])
 @pytest.mark.timeout(20)

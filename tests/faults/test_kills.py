@@ -36,6 +36,7 @@ from etl import user_segments
 KILLS = times(6, 20)
 
 
+@pytest.mark.few(1)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_run_killed_at_any_moment_did_all_or_nothing_and_the_next_completes_it(

@@ -122,6 +122,7 @@ def test_a_postgres_that_dies_and_comes_back_is_waited_for(
         assert run("user_segments", marts[1])["unchanged"] == USERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["connecting", "merging"] if FULL else ["merging"])
 def test_a_postgres_that_stays_away_fails_the_run_when_the_time_is_up(
     point: str,

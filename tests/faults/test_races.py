@@ -103,6 +103,7 @@ def test_different_syncs_may_run_in_threads_of_one_process(
             assert state(sync, select, keys) == states[sync][number % 2]
 
 
+@pytest.mark.slow
 def test_runs_beside_readers_and_mail_workers_disturb_nobody(story: Story, select: Select) -> None:
     marts, _ = story
     over = threading.Event()
@@ -168,6 +169,7 @@ def test_init_db_beside_runs_gets_its_turn_or_gives_up(
         assert state(sync, select, keys) == states[sync][(ROUNDS - 1) % 2]
 
 
+@pytest.mark.slow
 def test_runs_go_on_while_a_dba_adds_columns_and_indices(
     story: Story, select: Select, keys: redis.Redis
 ) -> None:

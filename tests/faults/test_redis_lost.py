@@ -41,6 +41,7 @@ MANY = f"""
 # Lost and found again
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_waited_for_and_that_is_told_once(
     mart: Mart, servers: Servers, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_told_once(
     assert "Connection refused" in _warnings(caplog)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("way", ["cut", "reset", "refuse", "unanswered"])
 @pytest.mark.parametrize("command", ["MSETEX", "SET"])
 def test_writing_goes_on_at_the_batch_that_was_lost(
@@ -80,6 +82,7 @@ def test_writing_goes_on_at_the_batch_that_was_lost(
     assert once <= batches <= once + ahead  # it did not begin again from the start
 
 
+@pytest.mark.slow
 def test_writing_goes_on_when_the_server_is_back_after_three_seconds(
     mart: Mart,
     keys: redis.Redis,
@@ -112,6 +115,7 @@ def test_a_dry_run_goes_on_as_well(mart: Mart, keys: redis.Redis, patch: _Patche
     assert result["unchanged"] == USERS
 
 
+@pytest.mark.slow
 def test_a_server_that_loads_its_keys_is_waited_for(
     mart: Mart, keys: redis.Redis, servers: Servers, monkeypatch: Patch
 ) -> None:
@@ -154,6 +158,7 @@ def test_a_server_that_is_busy_with_a_script_is_waited_for(
 # Lost for good
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("command", ["MSETEX", "SET"])
 def test_a_server_that_stays_away_is_given_up_in_time_with_what_is_known(
     command: str, mart: Mart, keys: redis.Redis, select: Select, patch: _Patched
@@ -173,6 +178,7 @@ def test_a_server_that_stays_away_is_given_up_in_time_with_what_is_known(
     assert (raised.value.exit_code, "\n" in str(raised.value)) == (1, False)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("moment", [pytest.param("connecting", marks=SLOW), "writing"])
 def test_a_frozen_server_ends_in_a_timeout(
     moment: str, mart: Mart, servers: Servers, patch: _Patched
@@ -217,6 +223,7 @@ def test_a_server_without_tls_is_given_up(
 # What does not heal
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fault", ["password", "user", "database", "keys", "full", "replica"])
 def test_what_cannot_heal_is_not_tried_again(
     fault: str,
@@ -237,6 +244,7 @@ def test_what_cannot_heal_is_not_tried_again(
 # Stopped while it waits
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("fault", ["frozen", "away"])
 def test_a_run_that_waits_for_redis_can_be_stopped(
