@@ -135,6 +135,7 @@ def test_behind_sentinels_a_user_needs_to_wait_for_replicas(
     assert refused == ({"wait"} if lacks else set())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lacks", ["", "+sentinel|masters", "+sentinel|slaves"])
 def test_of_sentinels_two_commands_are_needed_and_no_more(
     lacks: str, mart: Mart, group: Watched
@@ -153,6 +154,7 @@ def test_of_sentinels_two_commands_are_needed_and_no_more(
             recommendations.sync()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
