@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import redis
 from redis.cluster import ClusterNode, NodesManager
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    InvalidResponse,
+    MovedError,
+    RedisClusterException,
+)
 
 if TYPE_CHECKING:
     from redis.connection import ConnectionPool
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
 SLOTS = REDIS_CLUSTER_HASH_SLOTS
 
 Batch: TypeAlias = list[tuple[str, bytes]]
+
+_HOST = re.compile(r"[\w.:-]{0,255}", re.ASCII)
 
 # More nodes than this share a group of batches, so that memory does not grow with the cluster.
 _MAX_WIDTH = 8
@@ -117,6 +126,7 @@ class Cluster:
     def note(self, error: Exception, key: str = "") -> None:
         """Send the key to the node that ASK names; after any other error read the slots anew."""
         if isinstance(error, AskError) and not isinstance(error, MovedError) and error.host:
+            check_address(error.host, error.port)
             self._asked[key] = Route(f"{error.host}:{error.port}", asking=True)
         else:
             self._is_stale = True
@@ -131,6 +141,12 @@ class Cluster:
         self._primaries = Counter({nodes[0].name: len(nodes) - 1 for nodes in slots.values()})
         routes = {name: Route(name) for name in self._primaries}
         self._routes = {slot: routes[nodes[0].name] for slot, nodes in slots.items()}
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise InvalidResponse where a server names what is no address; it may be told, in errors."""
+    if not _HOST.fullmatch(host) or not 0 < int(port) < 65_536:
+        raise InvalidResponse("an address was not told as one")
 
 
 class _Nodes(NodesManager):
