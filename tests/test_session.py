@@ -199,6 +199,20 @@ def test_a_role_that_may_only_read_is_told_so(whom: str, servers: Servers, mart:
         status(Flags(), dt.datetime.now(dt.UTC))  # which only reads
 
 
+def test_a_server_that_takes_no_writes_is_told_by_libpq_as_well(
+    servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments(USERS))
+
+    with (
+        _set_for(servers, "ROLE airflow", {"default_transaction_read_only": "on"}),
+        monkeypatch.context() as given,
+    ):
+        given.setenv("PGTARGETSESSIONATTRS", "read-write")
+        with pytest.raises(SyncError, match="session is read-only; it takes no writes: let POST"):
+            user_segments.sync()
+
+
 def test_triggers_that_an_admin_switched_off_are_not_passed_over(
     servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
