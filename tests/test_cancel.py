@@ -17,7 +17,7 @@ import etl
 from demo import sample
 from demo.embedded import Servers
 from etl import email_triggers, postgres, recommendations, user_segments
-from etl.errors import Cancelled
+from etl.errors import Cancelled, SyncError
 from etl.postgres import in_thread
 from etl.settings import Settings
 
@@ -156,3 +156,34 @@ def kill_once_it_waits(thread: int, database: Connection) -> None:
     """Send the signal that `handled` listens to."""
     if soon(lambda: waiting(database), HANG):
         signal.pthread_kill(thread, signal.SIGUSR1)
+
+
+def test_a_run_that_is_cancelled_while_a_large_mart_is_read_ends_in_peace(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread reads the next rows then, of a file that is about to be closed."""
+    mart(
+        segments("('u', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(200000) AS r(n)",
+    )
+    monkeypatch.setattr("etl.warehouse.stream.BATCH_ROWS", 2_048)
+    reshape, calls = user_segments.transform, iter(range(100))
+
+    def cancels(rows: Any) -> Any:
+        if next(calls) % 10 == 3:
+            in_thread(etl.cancel).result()
+        return reshape(rows)
+
+    def fails(rows: Any) -> Any:
+        if next(calls) % 10 == 3:
+            raise ValueError("no")
+        return reshape(rows)
+
+    for each in (cancels, fails, cancels):
+        monkeypatch.setattr(user_segments, "transform", each)
+        with pytest.raises((Cancelled, SyncError)):
+            user_segments.sync()
+    monkeypatch.setattr(user_segments, "transform", reshape)
+
+    assert user_segments.sync()["inserted"] == 200_001

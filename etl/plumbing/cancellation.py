@@ -35,7 +35,7 @@ def cancel(by: str = "etl.cancel()") -> int:
     """Cancel every run of this process: it rolls back at once, and the ledger says `cancelled`.
 
     Safe to call from any thread and in a signal handler, as Airflow does with `on_kill`. The
-    `sync()` that is cancelled raises `etl.errors.Stopped`, which is no Exception; when called in
+    `sync()` that is cancelled raises `etl.errors.Cancelled`, which is no Exception; when called in
     the thread of that sync, this function raises it. Without a run it does nothing.
 
     Args:

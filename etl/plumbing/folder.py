@@ -38,10 +38,13 @@ def temporary() -> Iterator[Path]:
 
 def _remove_abandoned() -> None:
     parent = Path(tempfile.gettempdir())
+    long_ago = time.time() - _SECONDS
     for path in [*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_NEW}*")]:
-        with contextlib.suppress(OSError), _locked(path):  # another user's, or one in use
-            if path.name.startswith(_PREFIX) or time.time() - path.stat().st_mtime > _SECONDS:
-                shutil.rmtree(path)
+        with contextlib.suppress(OSError):  # another user's, or one in use
+            # Of a new one not even the lock is tried, because its maker is about to take it.
+            if path.name.startswith(_PREFIX) or path.stat().st_mtime < long_ago:
+                with _locked(path):
+                    shutil.rmtree(path)
 
 
 @contextmanager

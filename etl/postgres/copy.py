@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import suppress
 from functools import partial
 from queue import Empty, Full, Queue
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 
 from etl.errors import SyncError
-from etl.plumbing import log
+from etl.plumbing import cancellation, log
 from etl.postgres.query import execute
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ def _put(
     queue: Queue[pa.RecordBatch | None], batch: pa.RecordBatch | None, copy: Call[int]
 ) -> bool:
     """Wait until the driver has room for a batch; False: it takes no more."""
-    while not copy.is_over():
+    deadline = time.monotonic() + copy.seconds
+    while not copy.is_over() and time.monotonic() < deadline:
+        if batch is not None:  # the end has to reach the driver, also of what is cancelled
+            cancellation.check()
         with suppress(Full):
             queue.put(batch, timeout=0.1)
             return True

@@ -183,14 +183,15 @@ class Connection:
 
     def _cancel(self, future: Future[Any]) -> None:
         """Have the server end the call; give up on a server that does not."""
+        deadline = time.monotonic() + STOP_SECONDS
 
         def cancel() -> None:
             # More than once: a cancel that comes just before its statement is lost.
             while not future.done() and time.monotonic() < deadline:
-                self._raw.adbc_cancel()
+                with suppress(Exception):
+                    self._raw.adbc_cancel()
                 wait([future], timeout=0.2)
 
-        deadline = time.monotonic() + STOP_SECONDS
         if not future.done():
             in_thread(cancel)
             self.abandoned = not wait([future], timeout=STOP_SECONDS).done
@@ -213,6 +214,11 @@ class Call(Generic[_T]):
 
     def __init__(self, connection: Connection, future: Future[_T]) -> None:
         self._connection, self._future = connection, future
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take (POSTGRES_STATEMENT_TIMEOUT)."""
+        return self._connection._settings.postgres_statement_timeout
 
     def is_over(self) -> bool:
         """Has it ended, one way or the other?"""

@@ -53,6 +53,7 @@ def execute(
 
     Raises:
         SyncError: the run failed (`Refused`: a guard stopped it); it has `.result`.
+        Cancelled: a signal or `etl.cancel` ended it; it has `.result`.
     """
     job = Job(sync, settings or Settings.from_environment(), options, needs_postgres)
     attempts = [Run(job)]
@@ -95,9 +96,8 @@ def record_skipped(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
 
 
 def _failed(run: Run, error: BaseException) -> SyncError:
-    before = ""
-    if run.committing and getattr(error, "sqlstate", None) is None:  # the server did not answer
-        before = "the commit may have gone through (python -m etl.status tells): "
+    # Where there is a SQLSTATE the server has answered.
+    before = "" if getattr(error, "sqlstate", None) else _maybe_committed(run)
     problem = failure.to_sync_error(error, run.settings, before)
     _end(run, problem.status, str(problem))
     problem.result = run.result(problem.status, str(problem))
@@ -106,11 +106,17 @@ def _failed(run: Run, error: BaseException) -> SyncError:
 
 def _cancelled(run: Run, stop: BaseException) -> BaseException:
     name = str(stop) if isinstance(stop, Cancelled) else type(stop).__name__
-    reason = f"cancelled by {name}"
+    reason = f"{_maybe_committed(run)}cancelled by {name}"
     _end(run, "cancelled", reason)
     if isinstance(stop, Cancelled):
         stop.result = run.result("cancelled", reason)
     return stop
+
+
+def _maybe_committed(run: Run) -> str:
+    if not run.committing:
+        return ""
+    return "the commit may have gone through (python -m etl.status tells): "
 
 
 def _attempt(attempts: list[Run], load: Callable[[Run], None]) -> None:
@@ -121,6 +127,7 @@ def _attempt(attempts: list[Run], load: Callable[[Run], None]) -> None:
     with folder.temporary() as run.folder, _connected(run):
         if earlier.committing and ledger.is_committed(run):
             run.counts, run.metrics = earlier.counts, earlier.metrics
+            run.warnings, run.unmapped = earlier.warnings, earlier.unmapped
             return
         load(run)
         run.check_guards()
@@ -131,13 +138,14 @@ def _attempt(attempts: list[Run], load: Callable[[Run], None]) -> None:
 def _connected(run: Run) -> Iterator[None]:
     """Connect, say in the ledger that the run is under way, and begin its transaction.
 
-    A transaction that failed stays open, and with it the lock, until its end is in the ledger.
+    The transaction of a run that a guard or we ourselves ended stays open, and with it the lock,
+    until its end is in the ledger. After a failed statement the server has let go of both.
     """
     try:
         with _ledger(run):
             run.connection = retry(
                 partial(postgres.connect, run.settings, f"etl.{run.job.sync}"),
-                0 if run.job.needs_postgres else run.settings.retry_seconds,
+                0 if run.job.needs_postgres else run.settings.retry_seconds,  # `execute` retries
                 lambda error: isinstance(error, ConnectionLost),
                 "server.lost",
             )
@@ -180,7 +188,7 @@ def _ledger(run: Run) -> Iterator[None]:
 
 
 def _end(run: Run, status: str, error: str) -> None:
-    """Say in the log and in the ledger how a run ended that was rolled back.
+    """Say in the log and in the ledger how a run ended that is rolled back.
 
     A stop does not wait for a server that does not answer.
     """

@@ -6,6 +6,7 @@ of its own; when a server is lost, the next attempt begins with a new one.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import time
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from etl.settings import Settings
     from etl.warehouse import Batches, Spool
 
-# Rows of a mart that is synced for the first time.
+# Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
 
 
@@ -86,7 +87,7 @@ class Run:
     """One attempt, handed to the sync's `load`."""
 
     job: Job
-    number: int = 0  # of the attempt; more than 1: a server was lost
+    number: int = 0  # of the attempt; 0: none yet, more than 1: a server was lost
     in_ledger: bool = False  # the run is one to be recorded, and the ledger was within reach
     folder: Path = Path()  # for what is spooled
     connection: Connection | None = None  # None: Postgres is away, and the sync can do without
@@ -100,7 +101,7 @@ class Run:
     unmapped: dict[str, int] = field(default_factory=dict)  # users by segment without a template
     staged: list[str] = field(default_factory=list)
     checked: bool = False  # the guards have looked
-    finishing: bool = False  # the ledger's row is written but not committed
+    finishing: bool = False  # the ledger's row may be written and not committed
     committing: bool = False  # a commit was asked for, and its answer has not come
 
     def __post_init__(self) -> None:
@@ -146,11 +147,14 @@ class Run:
         """
         begun, job = time.perf_counter(), self.job
         validator = contract.Validator(schema, self.settings.reject_limit, job.started_at)
-        with warehouse.open_mart(
-            job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
-        ) as mart:
-            frames = (reshape(validator.valid_rows(frame)) for frame in _cancellable(mart))
-            batches = warehouse.to_batches(frames)
+        with (
+            warehouse.open_mart(
+                job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
+            ) as mart,
+            contextlib.closing(mart.frames()) as frames,
+        ):
+            valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
+            batches = warehouse.to_batches(valid)
             spool = warehouse.write(batches, self.folder / "mart", schema.primary_key())
         self.columns, self.rejects = mart.columns, validator.rejects()
         rejects = self.rejects
@@ -175,7 +179,7 @@ class Run:
         Returns:
             The call to wait for. None where reading costs more than it saves: for one shard,
             because the server has to hash every key, and of a target that has many more rows than
-            the mart, or none.
+            the mart, or none. With `delete_missing` it is read all the same.
         """
         (stats,) = postgres.query(self.postgres, "table_stats", table)
         expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
@@ -307,8 +311,8 @@ class Run:
         return cast("SyncResult", result)
 
 
-def _cancellable(mart: warehouse.Mart) -> Iterator[pl.DataFrame]:
-    for frame in mart.frames():
+def _cancellable(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    for frame in frames:
         cancellation.check()
         yield frame
 

@@ -38,13 +38,15 @@ def begin(run: Run) -> None:
     run.in_ledger = not run.options.dry_run
     trust.check(run.postgres, run.settings)
     lock(run)
-    run.previous = last_ok_run(run)
     if run.in_ledger:
         # In a transaction of its own, so that others see it. Its end lets go of the lock.
+        run.finishing = True
         _mark_abandoned(run)
         if record(run.postgres, run, "running"):
             run.postgres.commit()
             lock(run)
+        run.finishing = False
+    run.previous = last_ok_run(run)
 
 
 def last_ok_run(run: Run) -> PreviousRun | None:

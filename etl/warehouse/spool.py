@@ -107,7 +107,8 @@ def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBat
     """Stream the rows that the target lacks or holds with another value, in the order of the key.
 
     A value is compared after it was cast to its type in `rows`; nulls equal nulls, and what cannot
-    be cast equals nothing. Postgres hands over numerics as text, so that money is compared exactly.
+    be cast equals nothing. So money of up to 15 digits may come as a float, which keeps it exactly;
+    of more digits Postgres hands it over as text (see sql/postgres/<sync>_current.sql).
     """
     return _anti_join(rows, [target], rows.schema.names)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,12 @@ import polars as pl
 import pyarrow as pa
 from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
+from etl.plumbing import folder
 from etl.warehouse import errors, file, marts, types
 from etl.warehouse.spool import BATCH_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     import dataframely as dy
@@ -51,12 +51,16 @@ class Mart:
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
     interrupt: Callable[[], None]  # ends what DuckDB is doing
 
-    def frames(self) -> Iterator[pl.DataFrame]:
-        """Stream the rows in the order of the key; all rows of a key come in one frame."""
+    def frames(self) -> Generator[pl.DataFrame, None, None]:
+        """Stream the rows in the order of the key; all rows of a key come in one frame.
+
+        Close it before the block of `open_mart` ends: a thread may be reading.
+        """
         with self.explaining():
             reader = self.relation.to_arrow_reader(BATCH_ROWS)
-        with reader:
-            frames = _ahead(map(_frame, self._batches(reader)), self.interrupt)
+        made = map(_frame, self._batches(reader))
+        # The thread that reads ends before the reader is closed, also when a caller stops early.
+        with reader, closing(_ahead(made, self.interrupt)) as frames:
             yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -66,7 +70,8 @@ class Mart:
                 batch = next(reader, None)
             if batch is None:
                 return
-            yield batch
+            if batch.num_rows:
+                yield batch
 
 
 @contextmanager
@@ -113,8 +118,8 @@ def open_mart(
             # Sorted before the casts, which add a column to most.
             mine = mine.sort(types.cast_of(rows, contract, key))
             relation = types.cast_to_contract(mine, contract)
-        named = types.not_null(rows)
-        yield Mart(relation, key, named, stats, explaining, connection.interrupt)
+        not_null = types.not_null(rows)
+        yield Mart(relation, key, not_null, stats, explaining, connection.interrupt)
 
 
 def read(
@@ -128,10 +133,11 @@ def read(
     """
     now = dt.datetime.now(dt.UTC)
     with (
-        tempfile.TemporaryDirectory() as spill,
-        open_mart(name, contract, settings, shard, spill=Path(spill), now=now) as mart,
+        folder.temporary() as spill,
+        open_mart(name, contract, settings, shard, spill=spill, now=now) as mart,
+        closing(mart.frames()) as frames,
     ):
-        return pl.concat(mart.frames(), how="diagonal")
+        return pl.concat(frames, how="diagonal")
 
 
 @contextmanager
@@ -170,7 +176,9 @@ def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.dat
     return Stats(**figures.to_arrow_table().to_pylist()[0])
 
 
-def _ahead(frames: Iterator[pl.DataFrame], interrupt: Callable[[], None]) -> Iterator[pl.DataFrame]:
+def _ahead(
+    frames: Iterator[pl.DataFrame], interrupt: Callable[[], None]
+) -> Generator[pl.DataFrame, None, None]:
     """Make the next frame in a thread while the caller works on this one."""
     with ThreadPoolExecutor(1, "etl-mart") as thread:
         try:

@@ -155,7 +155,8 @@ def clock(select: Select) -> Any:
 def statuses_since(moment: Any, select: Select) -> list[str]:
     """How the ledger says that the runs ended which began since then."""
     rows = select(
-        "SELECT status FROM etl.sync_runs WHERE started_at >= $1 ORDER BY started_at", moment
+        "SELECT status FROM etl.sync_runs WHERE started_at >= $1::timestamptz ORDER BY started_at",
+        moment,
     )
     return [row["status"] for row in rows]
 

@@ -186,7 +186,7 @@ def test_out_of_space_for_temporary_files_is_one_line_and_changes_nothing(
     assert "Traceback" not in finished.stderr
     assert finished.stderr.splitlines()[-1].startswith("etl: user_segments failed: Postgres (")
     assert "temporary file size exceeds" in results(finished)[0]["error"]
-    assert "; raise temp_file_limit for airflow, or load in parts" in results(finished)[0]["error"]
+    assert "; raise temp_file_limit for airflow, or load in shards" in results(finished)[0]["error"]
     assert last_run(select)["status"] == "failed"
     assert digest(select) == before
     assert run("user_segments")["updated"] == 20_000
