@@ -14,6 +14,7 @@ from etl.errors import UsageError
 from etl.plumbing import failure
 from etl.plumbing.redact import as_json, each_text, escaped
 from etl.settings import Settings, hidden
+from etl.status.problems import problem
 
 # Runs that the trend looks back on.
 TREND = 12
@@ -24,7 +25,8 @@ OVERDUE_HOURS = 24.0
 _ABOUT = (
     "How the syncs fare: last runs, rejected rows, the mail queue, and what is overdue.",
     "Settings come from the environment (see .env.example). Exit codes: 0 read, 1 Postgres"
-    " cannot be read or, with --max-age, a sync is overdue, 2 wrong usage or settings.",
+    " cannot be read, or a sync is overdue (--max-age, --check) or its last run was not ok"
+    " (--check), 2 wrong usage or settings.",
 )
 
 
@@ -36,8 +38,13 @@ class Flags:
     max_age: float | None = arguments.flag(
         None,
         "HOURS",
-        f"exit 1 where a sync had no ok run for so long, for health checks ({OVERDUE_HOURS:g},"
-        " and exit 0)",
+        f"overdue is a sync without an ok run for so long ({OVERDUE_HOURS:g}); exit 1 where one is",
+    )
+    check: bool = arguments.flag(
+        False,
+        "",
+        "for health checks: print only what is wrong, exit 1 where a sync's last run was not ok or"
+        " is overdue",
     )
     history: int = arguments.flag(0, "N", "also list the last N runs")
     json: bool = arguments.flag(False, "", "print one JSON object on stdout and nothing else there")
@@ -67,9 +74,11 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
 
     Returns:
         `syncs`, one dict each: `sync`, `last` (its last run as in the ledger, None: never
-        run), `ok_at`, `overdue`, `abandoned` (it says running but its lock is free), `trend`
-        (its last runs, oldest first) and `rejects` (of the last run, by reason); `queue`:
-        mails by status; `overdue`: names; with `--history` also `history`, newest first.
+        run), `judged` (the last that has ended), `ok_at`, `overdue`, `abandoned` (it says running
+        but its lock is free), `lock_taken` (the last attempt after it that found the lock taken),
+        `trend` (its last runs, oldest first) and `rejects` (of the last run, by reason); `queue`:
+        mails by status, `templates` in them by template; `overdue`: names; `problems`: `sync`,
+        `what` and `next` command; with `--history` also `history`, newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -87,7 +96,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             if postgres.query(connection, "lock_owner", f"etl.{sync}", None, None)
         }
         runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
-        ids = [run["run_id"] for run in runs if run["recency"] == 1]
+        ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
         queue = postgres.query(connection, "status_queue")
         known = _Snapshot(
             now=now,
@@ -98,11 +107,13 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             held=held,
         )
     syncs = [_sync_status(sync, known) for sync in flags.syncs]
+    problems = (problem(sync, now, flags.hours) for sync in syncs)
     return {
         "at": now,
         "syncs": syncs,
-        "queue": {row.pop("status"): row for row in queue},
+        "queue": _by_status(queue),
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
+        "problems": [one for one in problems if one],
         **({"history": known.runs[: flags.history]} if flags.history else {}),
     }
 
@@ -120,12 +131,15 @@ class _Snapshot:
 
 
 def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
-    runs = [run for run in known.runs if run["sync"] == sync]
+    every = [run for run in known.runs if run["sync"] == sync]
+    runs = [run for run in every if not run["lock_taken"]]
     last = runs[0] if runs else None
     ok_at = known.ok_at.get(sync)
     return {
         "sync": sync,
         "last": last,
+        "judged": next((run for run in runs if run["status"] != "running"), None),
+        "lock_taken": every[0] if every and every[0]["lock_taken"] else None,
         "ok_at": ok_at,
         "overdue": ok_at is None or known.now - ok_at > dt.timedelta(hours=known.max_age),
         "abandoned": bool(
@@ -142,20 +156,39 @@ def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
     }
 
 
+def _by_status(queue: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mails by status, and in each by template."""
+    statuses: dict[str, dict[str, Any]] = {}
+    for row in queue:
+        one = statuses.setdefault(
+            row["status"], {"mails": 0, "oldest_at": row["oldest_at"], "templates": {}}
+        )
+        one["mails"] += row["mails"]
+        one["oldest_at"] = min(one["oldest_at"], row["oldest_at"])
+        one["templates"][row["template"]] = {
+            "mails": row["mails"],
+            "oldest_at": row["oldest_at"],
+        }
+    return statuses
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 def _run(flags: Flags) -> int:
     from etl.cli import report
-    from etl.status import page as status_page
+    from etl.status import page
 
     known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
     if flags.json:
         report.write(as_json(known))
+    elif flags.check:
+        report.write(page.check(each_text(known, escaped)))
     else:
-        report.write(status_page.page(each_text(known, escaped), flags.hours))
-    return 1 if flags.max_age is not None and known["overdue"] else 0
+        report.write(page.page(each_text(known, escaped), flags.hours))
+    is_late = flags.max_age is not None and known["overdue"]
+    return 1 if is_late or (flags.check and known["problems"]) else 0
 
 
 def main() -> NoReturn:
