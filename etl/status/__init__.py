@@ -13,14 +13,22 @@ from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.plumbing import failure
 from etl.plumbing.redact import as_json, each_text, escaped
+from etl.result import COMMON_COUNTS, EXTRA_COUNTS
 from etl.settings import Settings, hidden
 from etl.status.problems import problem
 
 # Runs that the trend looks back on.
 TREND = 12
 
+# Of the page for browsers: runs that have a bar, and runs in its list.
+HTML_RUNS = 30
+
 # The syncs are daily and Redis keys live for a day: beyond that the page says overdue.
 OVERDUE_HOURS = 24.0
+
+# What the trend tells of a run.
+_COUNTS = (*COMMON_COUNTS, *(name for names in EXTRA_COUNTS.values() for name in names))
+_IN_TREND = ("started_at", "status", "seconds", *_COUNTS)
 
 _ABOUT = (
     "How the syncs fare: last runs, rejected rows, the mail queue, and what is overdue.",
@@ -47,6 +55,7 @@ class Flags:
         " is overdue",
     )
     history: int = arguments.flag(0, "N", "also list the last N runs")
+    html: str | None = arguments.flag(None, "FILE", "write a page for a browser to FILE")
     json: bool = arguments.flag(False, "", "print one JSON object on stdout and nothing else there")
 
     def __post_init__(self) -> None:
@@ -56,11 +65,23 @@ class Flags:
             raise UsageError(f"--max-age takes a number of hours, not {self.max_age!r}")
         if not _is_number(self.history) or self.history != int(self.history):
             raise UsageError(f"--history takes a whole number from 0 on, not {self.history!r}")
+        if self.html is not None and self.json:
+            raise UsageError("--html and --json: give one of them")
 
     @property
     def syncs(self) -> tuple[str, ...]:
         """The syncs to look at."""
         return SYNCS if self.sync == "all" else (self.sync,)
+
+    @property
+    def runs(self) -> int:
+        """How many runs of a sync its trend looks back on."""
+        return HTML_RUNS if self.html is not None else TREND
+
+    @property
+    def listed(self) -> int:
+        """How many runs to list."""
+        return max(self.history, HTML_RUNS if self.html is not None else 0)
 
     @property
     def hours(self) -> float:
@@ -95,12 +116,13 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             for sync in flags.syncs
             if postgres.query(connection, "lock_owner", f"etl.{sync}", None, None)
         }
-        runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
+        runs = postgres.query(connection, "status_runs", max(flags.runs, flags.listed))
         ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
         queue = postgres.query(connection, "status_queue")
         known = _Snapshot(
             now=now,
             max_age=flags.hours,
+            trend=flags.runs,
             runs=[run for run in runs if run["sync"] in flags.syncs],
             ok_at={row["sync"]: row["ok_at"] for row in postgres.query(connection, "status_ok")},
             rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
@@ -114,7 +136,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         "queue": _by_status(queue),
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
         "problems": [one for one in problems if one],
-        **({"history": known.runs[: flags.history]} if flags.history else {}),
+        **({"history": known.runs[: flags.listed]} if flags.listed else {}),
     }
 
 
@@ -124,6 +146,7 @@ class _Snapshot:
 
     now: dt.datetime
     max_age: float
+    trend: int
     runs: list[dict[str, Any]]
     ok_at: dict[str, dt.datetime]
     rejects: list[dict[str, Any]]
@@ -149,10 +172,7 @@ def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
             and sync not in known.held
         ),
         "rejects": {row["reason"]: row["rows"] for row in known.rejects if row["sync"] == sync},
-        "trend": [
-            {name: run[name] for name in ("started_at", "status", "seconds", "extracted")}
-            for run in reversed(runs[:TREND])
-        ],
+        "trend": [{name: run[name] for name in _IN_TREND} for run in reversed(runs[: known.trend])],
     }
 
 
@@ -178,11 +198,15 @@ def _is_number(value: object) -> bool:
 
 def _run(flags: Flags) -> int:
     from etl.cli import report
-    from etl.status import page
+    from etl.status import html, page
 
+    if flags.html is not None:
+        html.check()
     known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
     if flags.json:
         report.write(as_json(known))
+    elif flags.html is not None:
+        html.write(each_text(known, escaped), flags.hours, flags.html)
     elif flags.check:
         report.write(page.check(each_text(known, escaped)))
     else:
