@@ -56,6 +56,9 @@ class Flags:
     )
     history: int = arguments.flag(0, "N", "also list the last N runs")
     html: str | None = arguments.flag(None, "FILE", "write a page for a browser to FILE")
+    prometheus: bool = arguments.flag(
+        False, "", "print metrics, for the node exporter's textfile collector"
+    )
     json: bool = arguments.flag(False, "", "print one JSON object on stdout and nothing else there")
 
     def __post_init__(self) -> None:
@@ -65,8 +68,8 @@ class Flags:
             raise UsageError(f"--max-age takes a number of hours, not {self.max_age!r}")
         if not _is_number(self.history) or self.history != int(self.history):
             raise UsageError(f"--history takes a whole number from 0 on, not {self.history!r}")
-        if self.html is not None and self.json:
-            raise UsageError("--html and --json: give one of them")
+        if [self.html is not None, self.json is True, self.prometheus is True].count(True) > 1:
+            raise UsageError("--html, --json and --prometheus: give one of them")
 
     @property
     def syncs(self) -> tuple[str, ...]:
@@ -96,10 +99,11 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
     Returns:
         `syncs`, one dict each: `sync`, `last` (its last run as in the ledger, None: never
         run), `judged` (the last that has ended), `ok_at`, `overdue`, `abandoned` (it says running
-        but its lock is free), `lock_taken` (the last attempt after it that found the lock taken),
-        `trend` (its last runs, oldest first) and `rejects` (of the last run, by reason); `queue`:
-        mails by status, `templates` in them by template; `overdue`: names; `problems`: `sync`,
-        `what` and `next` command; with `--history` also `history`, newest first.
+        but its lock is free), `lock_taken` (the last attempt, if it found the lock taken),
+        `problem` (`sync`, `what` and `next` command, or None), `trend` (its last runs, oldest
+        first) and `rejects` (of the last run, by reason); `queue`: mails by status, and in each
+        `templates`; `overdue`: names; `problems`: of all syncs; with `--history` also `history`,
+        newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -129,13 +133,14 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             held=held,
         )
     syncs = [_sync_status(sync, known) for sync in flags.syncs]
-    problems = (problem(sync, now, flags.hours) for sync in syncs)
+    for sync in syncs:
+        sync["problem"] = problem(sync, now, flags.hours)
     return {
         "at": now,
         "syncs": syncs,
         "queue": _by_status(queue),
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
-        "problems": [one for one in problems if one],
+        "problems": [sync["problem"] for sync in syncs if sync["problem"]],
         **({"history": known.runs[: flags.listed]} if flags.listed else {}),
     }
 
@@ -198,15 +203,19 @@ def _is_number(value: object) -> bool:
 
 def _run(flags: Flags) -> int:
     from etl.cli import report
-    from etl.status import html, page
+    from etl.status import html, metrics, page
 
+    if flags.prometheus:
+        metrics.check()
     if flags.html is not None:
         html.check()
     known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
     if flags.json:
         report.write(as_json(known))
+    elif flags.prometheus:
+        report.write(metrics.render(each_text(known, escaped)))
     elif flags.html is not None:
-        html.write(each_text(known, escaped), flags.hours, flags.html)
+        html.write(each_text(known, escaped), flags.hours, str(flags.html))
     elif flags.check:
         report.write(page.check(each_text(known, escaped)))
     else:

@@ -52,7 +52,6 @@ def render(known: dict[str, Any], hours: float) -> str:
         {
             **sync,
             "about": _about(sync["sync"]),
-            "problem": next((p for p in known["problems"] if p["sync"] == sync["sync"]), None),
             **charts.of(sync["trend"]),
         }
         for sync in known["syncs"]

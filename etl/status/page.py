@@ -27,9 +27,8 @@ def page(known: dict[str, Any], hours: float) -> str:
     with console.capture() as shown:
         heads = _line("sync", "status", "last run", "seconds", "rows read")
         console.print(Text(f"{heads}last {TREND} runs", "bold"))
-        following = {one["sync"]: one["next"] for one in known["problems"]}
         for sync in known["syncs"]:
-            _show_sync(console, sync, known["at"], following.get(sync["sync"]))
+            _show_sync(console, sync, known["at"])
         _show_queue(console, known)
         _show_history(console, known.get("history"))
         _show_overdue(console, known["overdue"], hours)
@@ -45,9 +44,7 @@ def check(known: dict[str, Any]) -> str:
     )
 
 
-def _show_sync(
-    console: Console, sync: dict[str, Any], now: dt.datetime, following: str | None
-) -> None:
+def _show_sync(console: Console, sync: dict[str, Any], now: dt.datetime) -> None:
     last = sync["last"]
     name = sync["sync"]
     if len(name) > _INDENT - 2:
@@ -62,11 +59,11 @@ def _show_sync(
     trend = _trend(sync["trend"], unicode=console.encoding.startswith("utf"))
     age = ago(now - last["started_at"])
     console.print(_head((name, status, age, seconds, rows), trend))
-    for text in _details(sync, now, following):
+    for text in _details(sync, now):
         console.print(Padding(Text(text), (0, 0, 0, _INDENT)))
 
 
-def _details(sync: dict[str, Any], now: dt.datetime, following: str | None) -> list[str]:
+def _details(sync: dict[str, Any], now: dt.datetime) -> list[str]:
     last = sync["last"]
     lines = []
     if sync["abandoned"]:
@@ -87,8 +84,8 @@ def _details(sync: dict[str, Any], now: dt.datetime, following: str | None) -> l
         lines.append(f"last ok run {ago(now - ok_at)}" if ok_at else "never had an ok run")
     if taken := sync["lock_taken"]:
         lines.append(f"an attempt {ago(now - taken['started_at'])} found {_holder(taken)}")
-    if following:
-        lines.append(f"next: {following}")
+    if sync["problem"]:
+        lines.append(f"next: {sync['problem']['next']}")
     return lines
 
 
