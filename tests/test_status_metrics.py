@@ -98,7 +98,7 @@ def test_only_one_form_is_printed() -> None:
 
 
 def metrics_of(text: str) -> dict[tuple[str, ...], float]:
-    """Each sample by its name and the values of its labels, sorted, as Prometheus's parser reads it."""
+    """Each sample by its name and its labels' values, as Prometheus's parser reads them."""
     found: dict[Any, float] = {}
     for family in text_string_to_metric_families(text + "\n"):
         assert family.type == "gauge"
