@@ -12,9 +12,9 @@ import re
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from etl.cli import report
 from etl.cli.advice import next_command
@@ -24,8 +24,9 @@ from etl.plumbing.redact import one_line
 from etl.settings import Settings, alert_urls, env_secrets, hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from etl.postgres import Connection
     from etl.result import SyncResult
 
 # All in all, and of it what asking the ledger and sending may take: Postgres may be what failed.
@@ -60,7 +61,7 @@ def send_error(error: SyncError) -> None:
         _in_time(lambda: _notify(urls, "searchflow-etl failed", body, good=False))
 
 
-def _in_time(work: Any) -> None:
+def _in_time(work: Callable[[], object]) -> None:
     """Do it in a thread that does not keep the process, and log what goes wrong."""
     problems: list[str] = []
 
@@ -98,7 +99,7 @@ def _ask(results: list[SyncResult], due: dict[str, bool]) -> None:
     """Ask the ledger which of them to tell; the answers are in `due`, by run id."""
     from etl import postgres
 
-    with suppress(Exception), postgres.session(Settings.from_environment(), "etl.alerts") as ledger:
+    with suppress(Exception), _ledger() as ledger:
         for one in results:
             for row in postgres.query(ledger, "alert_due", one["sync"], one["run_id"]):
                 due[one["run_id"]] = row["due"]
@@ -111,9 +112,21 @@ def _remember(failed: list[SyncResult]) -> None:
     from etl import postgres
 
     ids = orjson.dumps([one["run_id"] for one in failed]).decode()
-    with postgres.session(Settings.from_environment(), "etl.alerts") as ledger:
+    with _ledger() as ledger:
         postgres.query(ledger, "alert_sent", ids)
         ledger.commit()
+
+
+@contextmanager
+def _ledger() -> Iterator[Connection]:
+    """Connect to a ledger whose owner may be trusted."""
+    from etl import postgres
+    from etl.postgres import trust
+
+    settings = Settings.from_environment()
+    with postgres.session(settings, "etl.alerts") as connection:
+        trust.check(connection, settings)
+        yield connection
 
 
 def _title(results: list[SyncResult]) -> str:
