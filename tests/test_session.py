@@ -376,13 +376,19 @@ def _set_for(servers: Servers, whom: str, settings: dict[str, str]) -> Iterator[
     try:
         yield
     finally:
-        as_superuser(servers, "SET TRANSACTION READ WRITE", f"ALTER {whom} RESET ALL")
+        # By psql, because a session of ours begins with a query, after which it stays read-only.
+        commands = ("SET default_transaction_read_only = off", f"ALTER {whom} RESET ALL")
+        subprocess.run([*_psql(servers), *(f"-c{each}" for each in commands)], check=True)
+
+
+def _psql(servers: Servers) -> list[str]:
+    return [*shlex.split(servers.psql.replace("//airflow@", "//postgres@")), "-Xq"]
 
 
 @contextmanager
 def _database(servers: Servers, encoding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another database, which holds only characters of that encoding, for the block's length."""
-    psql = [*shlex.split(servers.psql.replace("//airflow@", "//postgres@")), "-Xq"]
+    psql = _psql(servers)
     made = f"ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0 OWNER airflow"
     subprocess.run([*psql, "-c", f"CREATE DATABASE other {made}"], check=True)
     try:

@@ -37,10 +37,12 @@ class Client(redis.Redis):
     topology: SingleServer | Cluster
 
     def close(self) -> None:
-        """Close the connections to all nodes."""
+        """Close the connections to all nodes and Sentinels."""
         super().close()
         if hasattr(self, "topology"):
             self.topology.close()
+            if self.sentinels:
+                self.sentinels.close()
 
     @property
     def sentinels(self) -> Sentinel | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import redis
 from redis.exceptions import InvalidResponse
 
-from etl.cache.resp import refusals, replies, send_packed
+from etl.cache.exchange import refusals, replies, send_packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

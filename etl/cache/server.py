@@ -10,7 +10,7 @@ import redis
 
 from etl.cache.clients import Client, cluster_of, server_clients
 from etl.cache.errors import problem, to_sync_error
-from etl.cache.resp import ping, try_command
+from etl.cache.exchange import ping, try_command
 from etl.cache.topology import SLOTS
 from etl.cache.writer import retry_redis
 
