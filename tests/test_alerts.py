@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 from conftest import command, results, segments
-from destinations import Mart, Select, execute
-from pace import within
+from destinations import Mart, Select, execute, stuck
+from pace import HANG, within
 
 from etl import user_segments
 from etl.errors import SyncError
@@ -123,7 +123,16 @@ def test_what_was_not_told_is_told_by_the_next_run(mart: Mart, inbox: Inbox) -> 
     assert len(inbox.messages) == 2
 
 
-def test_dry_runs_and_stops_and_python_tell_nobody(mart: Mart, inbox: Inbox) -> None:
+def test_dry_runs_and_stops_and_python_tell_nobody(
+    mart: Mart, inbox: Inbox, select: Select
+) -> None:
+    mart(segments(GOOD))
+    user_segments.sync()
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    with stuck(select, "a") as process:
+        process.terminate()
+        process.communicate(timeout=HANG)
+    assert process.returncode == 143
     mart(segments(BAD))
 
     assert command("etl.user_segments", "--dry-run").returncode == 3

@@ -24,7 +24,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.parametrize("screen", [(390, "light"), (390, "dark"), (1600, "light"), (1600, "dark")])
+@pytest.mark.parametrize(
+    "screen",
+    [(390, "light"), (390, "dark"), (840, "light"), (1600, "light"), (1600, "dark")],
+)
 @pytest.mark.parametrize("runs", [0, 3, 300])
 def test_a_browser_shows_all_of_it_without_a_complaint(
     runs: int, screen: tuple[int, str], browser: Page, environment: object, tmp_path: Path
