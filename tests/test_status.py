@@ -163,6 +163,20 @@ def test_check_judges_by_the_last_run_that_ended(
     assert command("etl.status", "--check", "--sync", "user_segments").returncode == wrong
 
 
+def test_a_shard_that_failed_is_not_hidden_by_the_others(ran: Callable[..., None]) -> None:
+    ran("failed", 3, 1, 20)
+    for shard in (0, *range(2, 20)):
+        ran("ok", 2, shard, 20)
+
+    known = status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))
+
+    (problem,) = known["problems"]
+    assert problem["what"].startswith("shard (1, 20) failed 3 hours ago")
+    assert problem["next"] == "python -m etl.user_segments --shard 1/20"
+    ran("ok", 1, 1, 20)
+    assert status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))["problems"] == []
+
+
 def test_an_attempt_that_found_the_lock_taken_is_not_the_syncs_state(mart: Mart) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
     user_segments.sync()

@@ -98,12 +98,12 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
 
     Returns:
         `syncs`, one dict each: `sync`, `last` (its last run as in the ledger, None: never
-        run), `judged` (the last that has ended), `ok_at`, `overdue`, `abandoned` (it says running
-        but its lock is free), `lock_taken` (the last attempt, if it found the lock taken),
-        `problem` (`sync`, `what` and `next` command, or None), `trend` (its last runs, oldest
-        first) and `rejects` (of the last run, by reason); `queue`: mails by status, and in each
-        `templates`; `overdue`: names; `problems`: of all syncs; with `--history` also `history`,
-        newest first.
+        run), `judged` (the last that has ended), `shard` (one whose last run was not ok), `ok_at`,
+        `overdue`, `abandoned` (it says running but its lock is free), `lock_taken` (the last
+        attempt, if it found the lock taken), `problem` (`sync`, `what` and `next` command, or
+        None), `trend` (its last runs, oldest first) and `rejects` (of the last run, by reason);
+        `queue`: mails by status, and in each `templates`; `overdue`: names; `problems`: of all
+        syncs; with `--history` also `history`, newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -131,6 +131,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             ok_at={row["sync"]: row["ok_at"] for row in postgres.query(connection, "status_ok")},
             rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
             held=held,
+            shards=postgres.query(connection, "status_shards"),
         )
     syncs = [_sync_status(sync, known) for sync in flags.syncs]
     for sync in syncs:
@@ -156,6 +157,7 @@ class _Snapshot:
     ok_at: dict[str, dt.datetime]
     rejects: list[dict[str, Any]]
     held: set[str]  # syncs whose lock somebody holds
+    shards: list[dict[str, Any]]  # whose last run was not ok
 
 
 def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
@@ -168,6 +170,7 @@ def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
         "last": last,
         "judged": next((run for run in runs if run["status"] != "running"), None),
         "lock_taken": every[0] if every and every[0]["lock_taken"] else None,
+        "shard": next((shard for shard in known.shards if shard["sync"] == sync), None),
         "ok_at": ok_at,
         "overdue": ok_at is None or known.now - ok_at > dt.timedelta(hours=known.max_age),
         "abandoned": bool(

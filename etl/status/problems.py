@@ -16,7 +16,7 @@ def problem(sync: dict[str, Any], now: dt.datetime, hours: float) -> dict[str, s
         now: when it was read.
         hours: how many without an ok run make a sync overdue.
     """
-    name, judged = sync["sync"], sync["judged"]
+    name, judged = sync["sync"], sync["shard"] or sync["judged"]
     if sync["abandoned"]:
         began = ago(now - sync["last"]["started_at"])
         what = f"was killed: it began {began} and no process holds its lock"
@@ -24,7 +24,12 @@ def problem(sync: dict[str, Any], now: dt.datetime, hours: float) -> dict[str, s
     if judged and judged["status"] != "ok":
         status, error = judged["status"], judged["error"]
         what = f"{status} {ago(now - judged['started_at'])}: {error or 'no reason is known'}"
-        return {"sync": name, "what": what, "next": next_command(name, status, error)}
+        following = next_command(name, status, error)
+        if shard := sync["shard"]:
+            what = f"shard ({shard['shard']}, {shard['shards']}) {what}"
+            if following.startswith(f"python -m etl.{name}"):
+                following += f" --shard {shard['shard']}/{shard['shards']}"
+        return {"sync": name, "what": what, "next": following}
     if sync["overdue"]:
         since = f"the last was {ago(now - sync['ok_at'])}" if sync["ok_at"] else "there was none"
         what = f"is overdue: no ok run for {hours:g} hours, {since}"
