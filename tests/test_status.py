@@ -20,7 +20,7 @@ from etl.cli.arguments import parse
 from etl.cli.flags import SYNCS
 from etl.errors import AlreadyRunning, Refused, UsageError
 from etl.settings import Settings
-from etl.status import Flags, page, status
+from etl.status import TREND, Flags, page, status
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -192,6 +192,12 @@ def test_an_attempt_that_found_the_lock_taken_is_not_the_syncs_state(mart: Mart)
     assert [run["status"] for run in known["history"]] == ["failed", "ok"]
     assert head(page, "user_segments")[1] == "ok"
     assert "an attempt just now found the lock is held by " in page
+    with lock_held("user_segments"):
+        for _ in range(TREND + 1):
+            with pytest.raises(AlreadyRunning):
+                user_segments.sync()
+    (sync,) = status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))["syncs"]
+    assert sync["last"]["status"] == "ok"
     user_segments.sync()
     assert "an attempt" not in command("etl.status").stdout
 

@@ -6,7 +6,6 @@ command ends; what could not be sent is logged.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
@@ -176,9 +175,6 @@ def _post(url: str, title: str, body: str, *, good: bool) -> str:
     """Send to one URL; return what went wrong, "" for nothing."""
     import apprise
 
-    logger = logging.getLogger("apprise")  # it tells addresses
-    logger.propagate = False
-    logger.addHandler(logging.NullHandler())
     kind = apprise.NotifyType.SUCCESS if good else apprise.NotifyType.FAILURE
     service = apprise.Apprise()
     if not service.add(url):
