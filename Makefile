@@ -134,7 +134,7 @@ build: setup ## wheel and sdist in dist/
 	$(RUN) -m build --no-isolation
 
 lock: $(TOOLS)/ready ## pin the dependencies anew, with hashes
-	$(PIN) pyproject.toml -o requirements.lock
+	$(PIN) --extra alerts --extra html --extra prometheus pyproject.toml -o requirements.lock
 	$(PIN) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(PIN) --all-extras --group notebook -c requirements-dev.lock pyproject.toml \
 		-o requirements-notebook.lock

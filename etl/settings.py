@@ -106,6 +106,10 @@ class Settings:
     )
     reject_limit: int = _setting(10_000, "rejected rows kept of one run", min=0)
 
+    alert_urls: str | None = _setting(
+        None, "whom to tell of failed runs: URLs of Apprise, a space between them", secret=True
+    )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read every setting.
@@ -133,7 +137,7 @@ class Settings:
     def secrets(self) -> list[str]:
         """Values that no output may contain."""
         every = (self.postgres_password, self.redis_password, self.redis_sentinel_password)
-        return [value for value in every if value]
+        return [value for value in (*every, *_split(self.alert_urls or "")) if value]
 
     @property
     def postgres_address(self) -> str:
@@ -159,6 +163,14 @@ class Settings:
         """The hosts in REDIS_HOST, each with its own port or REDIS_PORT."""
         named = [one.strip() for one in self.redis_host.split(",") if one.strip()]
         return [_address(one, self.redis_port) for one in named or [self.redis_host]]
+
+
+def alert_urls(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The URLs in ALERT_URLS, also where another setting does not parse."""
+    try:
+        return _split(_text("alert_urls", environment))
+    except ValueError:
+        return []
 
 
 def env_secrets(environment: Mapping[str, str]) -> list[str]:
@@ -239,6 +251,11 @@ def _string(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8") from None
     return text
+
+
+def _split(urls: str) -> list[str]:
+    """Split at spaces, line ends, and commas before the next URL (they may hold some as well)."""
+    return re.split(r"[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", urls.strip()) if urls.strip() else []
 
 
 def _address(text: str, port: int) -> tuple[str, int]:

@@ -15,11 +15,12 @@ from conftest import command, other_marts, segments
 from destinations import Mart, Select, lock_held, stuck
 
 from etl import email_triggers, postgres, user_segments
+from etl.cli.advice import next_command
 from etl.cli.arguments import parse
 from etl.cli.flags import SYNCS
-from etl.errors import Refused, UsageError
+from etl.errors import AlreadyRunning, Refused, UsageError
 from etl.settings import Settings
-from etl.status import Flags, status
+from etl.status import TREND, Flags, page, status
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -113,6 +114,126 @@ def test_max_age_makes_it_a_health_check(ran: Callable[..., None]) -> None:
     codes = [command(*one, "--max-age", hours).returncode for hours in ("2", "4")]
     assert codes == [1, 0]
     assert command("etl.status", "--max-age", "4").returncode == 1  # the others never ran
+
+
+@pytest.mark.every_sync
+def test_check_says_what_is_wrong_and_nothing_else(mart: Mart, tmp_path: Path) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), RECOMMENDED, *other_marts(tmp_path))
+    never = command("etl.status", "--check")
+    for sync in SYNCS:
+        importlib.import_module(f"etl.{sync}").sync()
+    well = command("etl.status", "--check")
+    mart(segments("('a', NULL, 1, 0, 0)"))
+    with pytest.raises(Refused):
+        user_segments.sync()
+    ill = command("etl.status", "--check")
+    in_json = command("etl.status", "--check", "--json")
+
+    assert (never.returncode, len(never.stdout.splitlines())) == (1, len(SYNCS))
+    assert "user_segments is overdue: no ok run for 24 hours, there was none" in never.stdout
+    assert (well.returncode, well.stdout) == (0, f"ok: {', '.join(SYNCS)}\n")
+    (line,) = ill.stdout.splitlines()
+    assert ill.returncode == in_json.returncode == 1
+    assert line.startswith("user_segments refused just now: rejects: 1 of 1 rows")
+    assert line.endswith("(next: python -m etl.user_segments --dry-run)")
+    (problem,) = json.loads(in_json.stdout)["problems"]
+    assert problem["next"] == "python -m etl.user_segments --dry-run"
+    assert "next: python -m etl.user_segments --dry-run" in command("etl.status").stdout
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "wrong"),
+    [
+        (["ok"], False),
+        (["ok", "failed"], True),
+        (["ok", "cancelled"], True),
+        (["failed", "ok"], False),
+        (["failed"], True),
+    ],
+)
+def test_check_judges_by_the_last_run_that_ended(
+    ran: Callable[..., None], outcomes: list[str], wrong: bool
+) -> None:
+    for hours, outcome in zip(range(9, 0, -1), outcomes, strict=False):
+        ran(outcome, hours)
+
+    known = status(Flags(sync="user_segments", check=True), dt.datetime.now(dt.UTC))
+
+    assert bool(known["problems"]) is wrong
+    assert command("etl.status", "--check", "--sync", "user_segments").returncode == wrong
+
+
+def test_a_shard_that_failed_is_not_hidden_by_the_others(ran: Callable[..., None]) -> None:
+    ran("failed", 3, 1, 20)
+    for shard in (0, *range(2, 20)):
+        ran("ok", 2, shard, 20)
+
+    known = status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))
+
+    (problem,) = known["problems"]
+    assert problem["what"].startswith("shard (1, 20) failed 3 hours ago")
+    assert problem["next"] == "python -m etl.user_segments --shard 1/20"
+    ran("ok", 1, 1, 20)
+    assert status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))["problems"] == []
+
+
+def test_an_attempt_that_found_the_lock_taken_is_not_the_syncs_state(mart: Mart) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    with lock_held("user_segments"), pytest.raises(AlreadyRunning):
+        user_segments.sync()
+
+    known = status(Flags(sync="user_segments", history=5), dt.datetime.now(dt.UTC))
+    page = command("etl.status").stdout
+
+    (sync,) = known["syncs"]
+    assert (sync["last"]["status"], known["problems"]) == ("ok", [])
+    assert [run["status"] for run in sync["trend"]] == ["ok"]
+    assert [run["status"] for run in known["history"]] == ["failed", "ok"]
+    assert head(page, "user_segments")[1] == "ok"
+    assert "an attempt just now found the lock is held by " in page
+    with lock_held("user_segments"):
+        for _ in range(TREND + 1):
+            with pytest.raises(AlreadyRunning):
+                user_segments.sync()
+    (sync,) = status(Flags(sync="user_segments"), dt.datetime.now(dt.UTC))["syncs"]
+    assert sync["last"]["status"] == "ok"
+    user_segments.sync()
+    assert "an attempt" not in command("etl.status").stdout
+
+
+def test_a_name_of_any_length_leaves_the_columns_where_they_are(mart: Mart) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    known = status(Flags(sync="user_segments", history=2), dt.datetime.now(dt.UTC))
+    long = "a_sync_of_" + "many_words_" * 7
+    for run in (known["syncs"][0], *known["history"]):
+        run["sync"] = long
+
+    lines = page.page(known, 24).splitlines()
+
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[1] + lines[2] == long
+    assert lines[3].startswith(f"{'':17}ok         just now")
+    assert any(line.endswith("1 inserted") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "command"),
+    [
+        ("failed", "warehouse /w: no such file; run dbt", "python -m etl.user_segments"),
+        ("refused", "stale: built long ago", "python -m etl.user_segments --dry-run"),
+        ("failed", "no table crm.x; run python -m etl.init_db", "python -m etl.init_db"),
+        ("failed", "it may (python -m etl.status tells): no", "python -m etl.user_segments"),
+        ("refused", "not run, because user_segments failed: x", "python -m etl"),
+        ("cancelled", "cancelled by SIGTERM", "python -m etl.user_segments"),
+        ("failed", None, "python -m etl.user_segments"),
+    ],
+)
+def test_what_went_wrong_names_the_next_command(
+    status: str, error: str | None, command: str
+) -> None:
+    assert next_command("user_segments", status, error) == command
 
 
 @pytest.mark.every_sync

@@ -11,7 +11,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from etl.cli import flags, progress, report
+from etl.cli import alerts, flags, progress, report
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
@@ -56,6 +56,7 @@ def exit_with(work: Callable[[], int]) -> NoReturn:
 
 def _run(wanted: Flags) -> int:
     log_style = log.configure()
+    alerts.check()
     results: list[SyncResult] = []
     codes: list[int] = []
 
@@ -79,6 +80,8 @@ def _run(wanted: Flags) -> int:
             report.show(results, as_json=False, reasons=log_style == "json")
         if log_style == "text":
             report.print_reasons(results)
+    signals.ignore_all()  # what is done is done; a message takes a moment
+    alerts.send(results)
     return next((code for code in (1, 2, 3) if code in codes), 0)
 
 
@@ -101,6 +104,8 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
         return module.sync(**options), 0
     except SyncError as error:
         if error.result is None:  # the settings did not parse: nothing was begun
+            if not wanted.dry_run:
+                alerts.send_error(error)
             raise
         _debug(error)
         return error.result, error.exit_code

@@ -48,11 +48,16 @@ def print_reasons(results: Sequence[SyncResult]) -> None:
     """Print one line on stderr for each sync that did not do its work."""
     for result in results:
         if "error" in result and result["status"] != "cancelled":  # which is told by itself
-            line = f"etl: {_reason(result)}"
+            line = f"etl: {reason(result)}"
             if sys.stderr.isatty():
                 width = shutil.get_terminal_size().columns - 1
                 line = textwrap.fill(line, width, subsequent_indent="  ", **_NO_WORD_BREAK)
             print(line, file=sys.stderr)  # noqa: T201
+
+
+def reason(result: SyncResult) -> str:
+    """Why a sync did not do its work, in one line."""
+    return escaped(f"{result['sync']} {result['status']}: {result['error']}")
 
 
 def outcome(result: SyncResult) -> str:
@@ -89,7 +94,7 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
             console.print(_dry(results))
         for result in results if reasons else ():
             if "error" in result:
-                console.print(f"\n{_reason(result)}")
+                console.print(f"\n{reason(result)}")
     return page.get().rstrip()
 
 
@@ -153,7 +158,3 @@ def _done(result: SyncResult) -> str:
         return "Redis was only read" if in_redis else postgres
     postgres = "ended on the way, and what was done in Postgres by then was rolled back"
     return "ended on the way; Redis was at most read" if in_redis else postgres
-
-
-def _reason(result: SyncResult) -> str:
-    return escaped(f"{result['sync']} {result['status']}: {result['error']}")

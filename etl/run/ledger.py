@@ -86,6 +86,7 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         "started_at": job.started_at,
         "finished_at": finished,
         "mart_rows": run.metrics.mart_rows,
+        "mart_built_at": run.metrics.built_at,
         **run.counts,
         "seconds": finished and (finished - job.started_at).total_seconds(),
         "forced": job.options.force,

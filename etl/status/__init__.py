@@ -13,18 +13,28 @@ from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.plumbing import failure
 from etl.plumbing.redact import as_json, each_text, escaped
+from etl.result import COMMON_COUNTS, EXTRA_COUNTS
 from etl.settings import Settings, hidden
+from etl.status.problems import problem
 
 # Runs that the trend looks back on.
 TREND = 12
 
+# Of the page for browsers: runs that have a bar, and runs in its list.
+HTML_RUNS = 30
+
 # The syncs are daily and Redis keys live for a day: beyond that the page says overdue.
 OVERDUE_HOURS = 24.0
+
+# What the trend tells of a run.
+_COUNTS = (*COMMON_COUNTS, *(name for names in EXTRA_COUNTS.values() for name in names))
+_IN_TREND = ("started_at", "status", "seconds", *_COUNTS)
 
 _ABOUT = (
     "How the syncs fare: last runs, rejected rows, the mail queue, and what is overdue.",
     "Settings come from the environment (see .env.example). Exit codes: 0 read, 1 Postgres"
-    " cannot be read or, with --max-age, a sync is overdue, 2 wrong usage or settings.",
+    " cannot be read, or a sync is overdue (--max-age, --check) or its last run was not ok"
+    " (--check), 2 wrong usage or settings.",
 )
 
 
@@ -36,10 +46,19 @@ class Flags:
     max_age: float | None = arguments.flag(
         None,
         "HOURS",
-        f"exit 1 where a sync had no ok run for so long, for health checks ({OVERDUE_HOURS:g},"
-        " and exit 0)",
+        f"overdue is a sync without an ok run for so long ({OVERDUE_HOURS:g}); exit 1 where one is",
+    )
+    check: bool = arguments.flag(
+        False,
+        "",
+        "for health checks: print only what is wrong, exit 1 where a sync's last run was not ok or"
+        " is overdue",
     )
     history: int = arguments.flag(0, "N", "also list the last N runs")
+    html: str | None = arguments.flag(None, "FILE", "write a page for a browser to FILE")
+    prometheus: bool = arguments.flag(
+        False, "", "print metrics, for the node exporter's textfile collector"
+    )
     json: bool = arguments.flag(False, "", "print one JSON object on stdout and nothing else there")
 
     def __post_init__(self) -> None:
@@ -49,11 +68,23 @@ class Flags:
             raise UsageError(f"--max-age takes a number of hours, not {self.max_age!r}")
         if not _is_number(self.history) or self.history != int(self.history):
             raise UsageError(f"--history takes a whole number from 0 on, not {self.history!r}")
+        if [self.html is not None, self.json is True, self.prometheus is True].count(True) > 1:
+            raise UsageError("--html, --json and --prometheus: give one of them")
 
     @property
     def syncs(self) -> tuple[str, ...]:
         """The syncs to look at."""
         return SYNCS if self.sync == "all" else (self.sync,)
+
+    @property
+    def runs(self) -> int:
+        """How many runs of a sync its trend looks back on."""
+        return HTML_RUNS if self.html is not None else TREND
+
+    @property
+    def listed(self) -> int:
+        """How many runs to list."""
+        return max(self.history, HTML_RUNS if self.html is not None else 0)
 
     @property
     def hours(self) -> float:
@@ -67,9 +98,12 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
 
     Returns:
         `syncs`, one dict each: `sync`, `last` (its last run as in the ledger, None: never
-        run), `ok_at`, `overdue`, `abandoned` (it says running but its lock is free), `trend`
-        (its last runs, oldest first) and `rejects` (of the last run, by reason); `queue`:
-        mails by status; `overdue`: names; with `--history` also `history`, newest first.
+        run), `judged` (the last that has ended), `shard` (one whose last run was not ok), `ok_at`,
+        `overdue`, `abandoned` (it says running but its lock is free), `lock_taken` (the last
+        attempt, if it found the lock taken), `problem` (`sync`, `what` and `next` command, or
+        None), `trend` (its last runs, oldest first) and `rejects` (of the last run, by reason);
+        `queue`: mails by status, and in each `templates`; `overdue`: names; `problems`: of all
+        syncs; with `--history` also `history`, newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -86,24 +120,29 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
             for sync in flags.syncs
             if postgres.query(connection, "lock_owner", f"etl.{sync}", None, None)
         }
-        runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
-        ids = [run["run_id"] for run in runs if run["recency"] == 1]
+        runs = postgres.query(connection, "status_runs", max(flags.runs, flags.listed))
+        ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
         queue = postgres.query(connection, "status_queue")
         known = _Snapshot(
             now=now,
             max_age=flags.hours,
+            trend=flags.runs,
             runs=[run for run in runs if run["sync"] in flags.syncs],
             ok_at={row["sync"]: row["ok_at"] for row in postgres.query(connection, "status_ok")},
             rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
             held=held,
+            shards=postgres.query(connection, "status_shards"),
         )
     syncs = [_sync_status(sync, known) for sync in flags.syncs]
+    for sync in syncs:
+        sync["problem"] = problem(sync, now, flags.hours)
     return {
         "at": now,
         "syncs": syncs,
-        "queue": {row.pop("status"): row for row in queue},
+        "queue": _by_status(queue),
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
-        **({"history": known.runs[: flags.history]} if flags.history else {}),
+        "problems": [sync["problem"] for sync in syncs if sync["problem"]],
+        **({"history": known.runs[: flags.listed]} if flags.listed else {}),
     }
 
 
@@ -113,19 +152,25 @@ class _Snapshot:
 
     now: dt.datetime
     max_age: float
+    trend: int
     runs: list[dict[str, Any]]
     ok_at: dict[str, dt.datetime]
     rejects: list[dict[str, Any]]
     held: set[str]  # syncs whose lock somebody holds
+    shards: list[dict[str, Any]]  # whose last run was not ok
 
 
 def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
-    runs = [run for run in known.runs if run["sync"] == sync]
+    every = [run for run in known.runs if run["sync"] == sync]
+    runs = [run for run in every if not run["lock_taken"]]
     last = runs[0] if runs else None
     ok_at = known.ok_at.get(sync)
     return {
         "sync": sync,
         "last": last,
+        "judged": next((run for run in runs if run["status"] != "running"), None),
+        "lock_taken": every[0] if every and every[0]["lock_taken"] else None,
+        "shard": next((shard for shard in known.shards if shard["sync"] == sync), None),
         "ok_at": ok_at,
         "overdue": ok_at is None or known.now - ok_at > dt.timedelta(hours=known.max_age),
         "abandoned": bool(
@@ -135,11 +180,24 @@ def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
             and sync not in known.held
         ),
         "rejects": {row["reason"]: row["rows"] for row in known.rejects if row["sync"] == sync},
-        "trend": [
-            {name: run[name] for name in ("started_at", "status", "seconds", "extracted")}
-            for run in reversed(runs[:TREND])
-        ],
+        "trend": [{name: run[name] for name in _IN_TREND} for run in reversed(runs[: known.trend])],
     }
+
+
+def _by_status(queue: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mails by status, and in each by template."""
+    statuses: dict[str, dict[str, Any]] = {}
+    for row in queue:
+        one = statuses.setdefault(
+            row["status"], {"mails": 0, "oldest_at": row["oldest_at"], "templates": {}}
+        )
+        one["mails"] += row["mails"]
+        one["oldest_at"] = min(one["oldest_at"], row["oldest_at"])
+        one["templates"][row["template"]] = {
+            "mails": row["mails"],
+            "oldest_at": row["oldest_at"],
+        }
+    return statuses
 
 
 def _is_number(value: object) -> bool:
@@ -148,14 +206,25 @@ def _is_number(value: object) -> bool:
 
 def _run(flags: Flags) -> int:
     from etl.cli import report
-    from etl.status import page as status_page
+    from etl.status import html, metrics, page
 
+    if flags.prometheus:
+        metrics.check()
+    if flags.html is not None:
+        html.check()
     known = each_text(status(flags, dt.datetime.now(dt.UTC)), hidden)
     if flags.json:
         report.write(as_json(known))
+    elif flags.prometheus:
+        report.write(metrics.render(each_text(known, escaped)))
+    elif flags.html is not None:
+        html.write(each_text(known, escaped), flags.hours, str(flags.html))
+    elif flags.check:
+        report.write(page.check(each_text(known, escaped)))
     else:
-        report.write(status_page.page(each_text(known, escaped), flags.hours))
-    return 1 if flags.max_age is not None and known["overdue"] else 0
+        report.write(page.page(each_text(known, escaped), flags.hours))
+    is_late = flags.max_age is not None and known["overdue"]
+    return 1 if is_late or (flags.check and known["problems"]) else 0
 
 
 def main() -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +14,11 @@ from rich.text import Text
 
 from etl.cli import report
 from etl.status import TREND
+from etl.status.problems import ago
 
 _STYLES = {"ok": "green", "running": "cyan", "refused": "yellow", "cancelled": "yellow"}
 _BAD = "bold red"
-_INDENT = 17  # the longest sync's name and two spaces
+_INDENT = 17  # most syncs' names and two spaces; a longer name has a line of its own
 
 
 def page(known: dict[str, Any], hours: float) -> str:
@@ -33,17 +35,30 @@ def page(known: dict[str, Any], hours: float) -> str:
     return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
 
+def check(known: dict[str, Any]) -> str:
+    """Return a line for each sync with which something is wrong, or one that all is well."""
+    if not known["problems"]:
+        return f"ok: {', '.join(sync['sync'] for sync in known['syncs'])}"
+    return "\n".join(
+        f"{one['sync']} {one['what']} (next: {one['next']})" for one in known["problems"]
+    )
+
+
 def _show_sync(console: Console, sync: dict[str, Any], now: dt.datetime) -> None:
     last = sync["last"]
+    name = sync["sync"]
+    if len(name) > _INDENT - 2:
+        console.print(Text("\n".join(textwrap.wrap(name, 79))))
+        name = ""
     if last is None:
-        console.print(_head((sync["sync"], "never run", "", "", ""), Text()))
+        console.print(_head((name, "never run", "", "", ""), Text()))
         return
     status = "killed" if sync["abandoned"] else last["status"]
     seconds = "" if last["seconds"] is None else f"{last['seconds']:,.2f}"
     rows = "" if last["extracted"] is None else f"{last['extracted']:,}"
     trend = _trend(sync["trend"], unicode=console.encoding.startswith("utf"))
-    age = _ago(now - last["started_at"])
-    console.print(_head((sync["sync"], status, age, seconds, rows), trend))
+    age = ago(now - last["started_at"])
+    console.print(_head((name, status, age, seconds, rows), trend))
     for text in _details(sync, now):
         console.print(Padding(Text(text), (0, 0, 0, _INDENT)))
 
@@ -66,14 +81,23 @@ def _details(sync: dict[str, Any], now: dt.datetime) -> list[str]:
         lines.append("forced: the guards were skipped")
     if last["status"] != "ok":
         ok_at = sync["ok_at"]
-        lines.append(f"last ok run {_ago(now - ok_at)}" if ok_at else "never had an ok run")
+        lines.append(f"last ok run {ago(now - ok_at)}" if ok_at else "never had an ok run")
+    if taken := sync["lock_taken"]:
+        lines.append(f"an attempt {ago(now - taken['started_at'])} found {_holder(taken)}")
+    if sync["problem"]:
+        lines.append(f"next: {sync['problem']['next']}")
     return lines
+
+
+def _holder(attempt: dict[str, Any]) -> str:
+    """Whom an attempt found at work, without the advice that its line gives."""
+    return str(attempt["error"]).partition(": ")[2].partition(";")[0].replace("its", "the", 1)
 
 
 def _show_queue(console: Console, known: dict[str, Any]) -> None:
     if queue := known["queue"]:
         waiting = queue.get("pending")
-        oldest = f" (oldest {_ago(known['at'] - waiting['oldest_at'])})" if waiting else ""
+        oldest = f" (oldest {ago(known['at'] - waiting['oldest_at'])})" if waiting else ""
         counts = ", ".join(
             f"{row['mails']:,} {name}{oldest if name == 'pending' else ''}"
             for name, row in queue.items()
@@ -85,8 +109,10 @@ def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:
     if not runs:
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("started, UTC", "run", "sync", "status"):
+    for name in ("started, UTC", "run"):
         table.add_column(name, no_wrap=True)
+    table.add_column("sync", overflow="fold", max_width=_INDENT - 2)
+    table.add_column("status", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("what it did", ratio=1)
     for run in runs:
@@ -144,14 +170,3 @@ def _trend(runs: list[dict[str, Any]], *, unicode: bool) -> Text:
         else:
             trend.append("x", _STYLES.get(run["status"], _BAD))
     return trend
-
-
-def _ago(age: dt.timedelta) -> str:
-    minutes = age.total_seconds() / 60
-    if minutes < 1:
-        return "just now"
-    if minutes < 120:
-        return f"{minutes:.0f} min ago"
-    if minutes < 48 * 60:
-        return f"{minutes / 60:.0f} hours ago"
-    return f"{minutes / 60 / 24:,.0f} days ago"

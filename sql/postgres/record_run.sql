@@ -23,6 +23,7 @@ ON CONFLICT (run_id, sync, shard) DO UPDATE SET
     status = excluded.status,
     finished_at = excluded.finished_at,
     mart_rows = excluded.mart_rows,
+    mart_built_at = excluded.mart_built_at,
     extracted = excluded.extracted,
     rejected = excluded.rejected,
     inserted = excluded.inserted,

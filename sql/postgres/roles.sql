@@ -46,7 +46,7 @@ GRANT SELECT (id, template, episode_at, status, created_at, updated_at, sent_at)
 
 GRANT SELECT ON etl.sync_runs TO searchflow_status;
 GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
-GRANT SELECT (status, created_at) ON crm.email_queue TO searchflow_status;
+GRANT SELECT (status, template, created_at) ON crm.email_queue TO searchflow_status;
 
 -- To whom a mail goes and what it says is not for workers to change.
 GRANT SELECT, UPDATE (status, reason, attempts, worker, claimed_at, updated_at, sent_at)

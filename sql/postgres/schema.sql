@@ -97,6 +97,8 @@ CREATE TABLE IF NOT EXISTS etl.sync_runs (
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz,
     mart_rows   bigint,
+    mart_built_at timestamptz,
+    alerted_at  timestamptz,
     extracted   bigint,
     rejected    bigint,
     inserted    bigint,
@@ -127,6 +129,12 @@ ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS below_threshold bigint;
 
 -- makes: etl.sync_runs.warning
 ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS warning text;
+
+-- makes: etl.sync_runs.mart_built_at
+ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS mart_built_at timestamptz;
+
+-- makes: etl.sync_runs.alerted_at
+ALTER TABLE etl.sync_runs ADD COLUMN IF NOT EXISTS alerted_at timestamptz;
 
 -- makes: etl.sync_runs_recent
 CREATE INDEX IF NOT EXISTS sync_runs_recent ON etl.sync_runs (sync, started_at DESC);

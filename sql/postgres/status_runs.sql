@@ -1,5 +1,6 @@
 -- The last $1 runs of each sync, newest first. A walk over shards is one run: its counts are
--- the sums of its rows, and it is ok when all of them are.
+-- the sums of its rows, and it is ok when all of them are. An attempt that found the lock taken says
+-- nothing of the sync: it is counted apart.
 WITH runs AS (
     SELECT
         sync,
@@ -18,6 +19,7 @@ WITH runs AS (
         count(*) AS shards_seen,
         count(*) FILTER (WHERE status = 'ok') AS shards_ok,
         max(mart_rows) AS mart_rows,
+        max(mart_built_at) AS mart_built_at,
         sum(extracted)::bigint AS extracted,
         sum(rejected)::bigint AS rejected,
         sum(inserted)::bigint AS inserted,
@@ -37,14 +39,20 @@ WITH runs AS (
         min(error) AS error,
         min(version) AS version,
         min(host) AS host,
-        min(started_by) AS started_by
+        min(started_by) AS started_by,
+        coalesce(
+            bool_and(status = 'failed' AND starts_with(error, sync || ' is already running: ')),
+            false
+        ) AS lock_taken
     FROM etl.sync_runs
     GROUP BY sync, run_id
 )
 
 SELECT *
 FROM (
-    SELECT *, row_number() OVER (PARTITION BY sync ORDER BY started_at DESC) AS recency
+    SELECT
+        *,
+        row_number() OVER (PARTITION BY sync, lock_taken ORDER BY started_at DESC) AS recency
     FROM runs
 ) AS r
 WHERE recency <= $1

@@ -1,0 +1,182 @@
+"""Tell people by Apprise (ALERT_URLS) that a run failed, was refused, or went well again.
+
+One message for all that a command did. It takes at most five seconds and changes nothing of how the
+command ends; what could not be sent is logged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from etl.cli import report
+from etl.cli.advice import next_command
+from etl.errors import SyncError
+from etl.plumbing import log
+from etl.plumbing.redact import one_line
+from etl.settings import Settings, alert_urls, env_secrets, hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from etl.postgres import Connection
+    from etl.result import SyncResult
+
+# All in all, and of it what asking the ledger and sending may take: Postgres may be what failed.
+_SECONDS = 5.0
+_ASKING_SECONDS = 1.5
+_SENDING_SECONDS = 3.0
+
+
+def check() -> None:
+    """Log it where alerts are asked for and Apprise is not installed."""
+    if alert_urls() and find_spec("apprise") is None:
+        reason = "ALERT_URLS is set; pip install 'searchflow-etl[alerts]'"
+        log.warning("alerts.not_installed", reason=reason)
+
+
+def send(results: Sequence[SyncResult]) -> None:
+    """Tell what failed, was refused or went well again, where ALERT_URLS says so.
+
+    Args:
+        results: of the syncs that ran; dry and cancelled ones are left out.
+    """
+    told = [one for one in results if not one["dry_run"] and one["status"] != "cancelled"]
+    if told and alert_urls():
+        _in_time(lambda: _tell(told))
+
+
+def send_error(error: SyncError) -> None:
+    """Tell that nothing was begun, because the settings make no sense."""
+    if urls := alert_urls():
+        line = one_line(f"etl: {error}", env_secrets(os.environ))
+        body = f"{line}\nhost {hidden(socket.gethostname())}\nnext: python -m etl --help"
+        _in_time(lambda: _notify(urls, "searchflow-etl failed", body, good=False))
+
+
+def _in_time(work: Callable[[], object]) -> None:
+    """Do it in a thread that does not keep the process, and log what goes wrong."""
+    problems: list[str] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # an alert must not hide how a run ended
+            problems.append(type(error).__name__)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    if thread.is_alive():
+        problems.append(f"no answer within {_SECONDS:g} s")
+    for problem in problems:
+        log.warning("alert.not_sent", reason=problem)
+
+
+def _tell(results: list[SyncResult]) -> None:
+    due: dict[str, bool] = {}
+    asking = threading.Thread(target=_ask, args=(results, due), daemon=True)
+    asking.start()
+    asking.join(_ASKING_SECONDS)
+    # Where the ledger does not answer, a failure is told and a success is not.
+    known = dict(due)
+    chosen = [one for one in results if known.get(one["run_id"], one["status"] != "ok")]
+    if not chosen:
+        return
+    failed = [one for one in chosen if one["status"] != "ok"]
+    if _notify(alert_urls(), _title(chosen), _body(chosen), good=not failed) and known:
+        _remember(failed)
+
+
+def _ask(results: list[SyncResult], due: dict[str, bool]) -> None:
+    """Ask the ledger which of them to tell; the answers are in `due`, by run id."""
+    from etl import postgres
+
+    with suppress(Exception), _ledger() as ledger:
+        for one in results:
+            for row in postgres.query(ledger, "alert_due", one["sync"], one["run_id"]):
+                due[one["run_id"]] = row["due"]
+
+
+def _remember(failed: list[SyncResult]) -> None:
+    """Say in the ledger that these were told, so that the next ones wait a day."""
+    import orjson
+
+    from etl import postgres
+
+    ids = orjson.dumps([one["run_id"] for one in failed]).decode()
+    with _ledger() as ledger:
+        postgres.query(ledger, "alert_sent", ids)
+        ledger.commit()
+
+
+@contextmanager
+def _ledger() -> Iterator[Connection]:
+    """Connect to a ledger whose owner may be trusted."""
+    from etl import postgres
+    from etl.postgres import trust
+
+    settings = Settings.from_environment()
+    with postgres.session(settings, "etl.alerts") as connection:
+        trust.check(connection, settings)
+        yield connection
+
+
+def _title(results: list[SyncResult]) -> str:
+    failed = [one["sync"] for one in results if one["status"] != "ok"]
+    names = failed or [one["sync"] for one in results]
+    verb = "did not go through" if failed else "went well again"
+    return f"searchflow-etl: {', '.join(names)} {verb}"
+
+
+def _body(results: list[SyncResult]) -> str:
+    lines = []
+    for one in results:
+        run = f"run {one['run_id']}"
+        if one["status"] == "ok":
+            lines.append(f"{one['sync']} ok again: {report.outcome(one)} ({run})")
+        else:
+            following = next_command(one["sync"], one["status"], one.get("error"))
+            lines.append(f"{report.reason(one)} ({run})\nnext: {following}")
+    return hidden("\n".join([*lines, f"host {socket.gethostname()}"]))
+
+
+def _notify(urls: Sequence[str], title: str, body: str, *, good: bool) -> bool:
+    """Send to every URL at once; return whether one took it."""
+    if find_spec("apprise") is None:
+        return False  # which `check` has told
+    sent: dict[int, str] = {}
+
+    def post(number: int, url: str) -> None:
+        with suppress(Exception):  # it may quote the address, which is a secret
+            sent[number] = _post(url, title, body, good=good)
+
+    threads = [threading.Thread(target=post, args=one, daemon=True) for one in enumerate(urls)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _SENDING_SECONDS
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    for number, url in enumerate(urls):
+        if problem := dict(sent).get(number, "did not answer"):
+            scheme = re.sub(r"[^a-z0-9+.-]", "", url.partition("://")[0].lower())
+            where = f"URL {number + 1} of ALERT_URLS ({scheme})"
+            log.warning("alert.not_sent", reason=f"{where} {problem}")
+    return "" in sent.values()
+
+
+def _post(url: str, title: str, body: str, *, good: bool) -> str:
+    """Send to one URL; return what went wrong, "" for nothing."""
+    import apprise
+
+    kind = apprise.NotifyType.SUCCESS if good else apprise.NotifyType.FAILURE
+    service = apprise.Apprise()
+    if not service.add(url):
+        return "is none that Apprise knows"
+    return "" if service.notify(body, title, kind, body_format="text") else "did not take it"
