@@ -318,8 +318,29 @@ def test_a_visit_that_is_taken_back_replaces_nothing(mart: Mart, select: Select)
     mart(audience(user("ann", "at_risk", last=NOW - 9 * DAY)))
     result = email_triggers.sync()
 
-    assert counts(result) == {"held_back": 1}
+    assert counts(result) == {"updated": 1}
     assert queue(select) == ["ann win_back pending"]
+
+
+@pytest.mark.parametrize("last", [NOW - 9 * DAY, NOW - 400 * DAY, None], ids=str)
+def test_a_waiting_mail_keeps_up_with_a_visit_that_moved_back(
+    last: dt.datetime | None, mart: Mart, select: Select
+) -> None:
+    mart(audience(user("ann", "at_risk", last=NOW - 8 * DAY, searches=10)))
+    email_triggers.sync()
+    (before,) = select("SELECT id, episode_at FROM crm.email_queue")
+
+    mart(audience(user("ann", "at_risk", last=last, searches=99)))
+    dry = email_triggers.sync(dry_run=True)
+    wet, again = email_triggers.sync(), email_triggers.sync()
+
+    (row,) = select("SELECT id, episode_at, payload FROM crm.email_queue")
+    said = json.loads(row["payload"])
+    assert {name: row[name] for name in before} == before
+    assert (said["total_searches"], said["last_seen_at"] is None) == (99, last is None)
+    assert counts(dry) == counts(wet) == {"updated": 1}
+    assert [one["outcome"] for one in dry["outcomes"]] == ["refreshed"]
+    assert "updated" not in counts(again)
 
 
 def test_another_template_replaces_the_waiting_mail_and_back(mart: Mart, select: Select) -> None:

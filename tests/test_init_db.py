@@ -104,10 +104,10 @@ def test_an_older_ledger_gets_its_columns_and_a_run_needs_them(
 
 
 def test_what_is_missing_is_made_alone(database: Connection) -> None:
-    _do(database, "DROP INDEX crm.email_queue_claim", "DROP TABLE etl.rejected_rows")
+    _do(database, "DROP INDEX crm.email_queue_due", "DROP TABLE etl.rejected_rows")
 
     assert init_db() == [
-        "crm.email_queue_claim",
+        "crm.email_queue_due",
         "etl.rejected_rows",
         "etl.rejected_rows_run",
     ]

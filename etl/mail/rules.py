@@ -21,6 +21,7 @@ class Rule:
     max_age: timedelta  # older occasions are old news: no mail
     cooldown: timedelta | None  # before the same template again; None: never again
     payload: tuple[str, ...]  # what the mail may say
+    renamed_from: str | None = None  # the template's former name: its history goes on
 
 
 _BASE = ("segment", "last_seen_at", "platform", "country")
@@ -56,12 +57,13 @@ def visits() -> frozenset[str]:
 
 
 def limits() -> list[dict[str, str | float | None]]:
-    """Return template, max_age and cooldown of each rule for SQL, times in seconds."""
+    """Return what SQL needs of each rule, times in seconds."""
     return [
         {
             "template": rule.template,
             "max_age": rule.max_age.total_seconds(),
             "cooldown": None if rule.cooldown is None else rule.cooldown.total_seconds(),
+            "renamed_from": rule.renamed_from,
         }
         for rule in RULES
     ]

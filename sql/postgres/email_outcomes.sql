@@ -5,19 +5,23 @@ WITH outcomes AS (
         t.template,
         t.user_id,
         CASE
+            WHEN w.id IS NOT NULL THEN 'refreshed'
             WHEN t.episode_at IS NULL THEN 'held back: no episode'
             WHEN NOT t.due THEN 'old news'
             WHEN c.blocked_by = 'suppressed' THEN 'suppressed'
             WHEN c.blocked_by IS NOT NULL THEN 'held back: ' || c.blocked_by
             WHEN c.cancelled_id IS NOT NULL THEN 'pending again'
             WHEN c.user_id IS NOT NULL THEN 'queued'
-            WHEN w.id IS NOT NULL THEN 'refreshed'
             ELSE 'unchanged'
         END AS outcome
     FROM pg_temp.triggers AS t
     LEFT JOIN pg_temp.candidates AS c ON c.user_id = t.user_id
-    LEFT JOIN pg_temp.changes AS w ON w.user_id = t.user_id AND w.is_due
-    WHERE w.reason IS NULL
+    LEFT JOIN pg_temp.changes AS w ON w.user_id = t.user_id AND w.reason IS NULL
+    WHERE NOT EXISTS (
+        SELECT
+        FROM pg_temp.changes AS x
+        WHERE x.user_id = t.user_id AND x.is_due AND x.reason IS NOT NULL
+    )
     UNION ALL
     SELECT template, user_id, 'cancelled: ' || reason
     FROM pg_temp.changes
