@@ -10,8 +10,9 @@ export REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknow
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fix test test-all test-faults histories demo demo-shell sync-all run-reverse-etl \
-	init-db bench bench-setup notebook test-notebook up down secrets check-images test-airflow build lock audit \
+.PHONY: help setup check fix test test-all test-faults histories demo demo-shell sync-all \
+	run-reverse-etl init-db bench bench-setup notebook test-notebook up down secrets check-images \
+	test-stack test-airflow build lock audit \
 	clean
 .DELETE_ON_ERROR:
 
@@ -91,13 +92,20 @@ down: ## stop them; their data stay
 
 run-reverse-etl: ## sync-all; in the container when `make up` has started it
 	@if [ -n "$$($(COMPOSE) ps --quiet --status running reverse-etl 2>/dev/null)" ]; then \
-		$(COMPOSE) exec reverse-etl python -m etl --sync all; \
+		$(COMPOSE) run --rm reverse-etl python -m etl --sync all; \
 	else \
 		$(MAKE) --no-print-directory sync-all; \
 	fi
 
 check-images: setup ## Dockerfile and Compose file, as far as that goes without Docker
 	$(VENV)/bin/pytest tests/test_docker.py
+
+test-stack: setup ## the Compose stack on a Docker engine: up, syncs, a stop in mid-run, down
+	@if docker info > /dev/null 2>&1; then \
+		COMPOSE="$(COMPOSE)" $(VENV)/bin/pytest tests/stack; \
+	else \
+		echo "test-stack: skipped, no Docker engine answers"; \
+	fi
 
 test-airflow: setup $(AIRFLOW)/ready ## the DAG in a real Airflow, which has a venv of its own
 	rm -rf $(AIRFLOW)/wheel

@@ -1,4 +1,4 @@
-"""The image and the Compose stack, as far as they can be checked without a Docker engine."""
+"""The image and the Compose stack, as far as that goes without an engine; else tests/stack."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_service_runs_without_rights_on_a_read_only_file_system(stack: dict[
         assert service["init"] is True
     for name in OURS:
         service = stack["services"][name]
-        assert [volume["target"] for volume in service["volumes"]] == ["/data"]
+        assert [volume["target"] for volume in service["volumes"]] == ["/data", "/queries"]
         assert service["tmpfs"][0].startswith("/tmp:")
     for service in stack["services"].values():
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -84,6 +84,16 @@ def test_the_service_runs_without_rights_on_a_read_only_file_system(stack: dict[
         for volume in mounted(stack, name)
         if volume["type"] == "bind"
     )
+
+
+@pytest.mark.parametrize(("given", "inside"), [("/home/me/sql", "/queries"), ("", "")])
+def test_own_queries_are_mounted_and_named(given: str, inside: str) -> None:
+    for name in OURS:
+        service = services(ETL_SQL_DIR=given)[name]
+        (mount,) = [one for one in service["volumes"] if one["target"] == "/queries"]
+        assert mount["source"] == (given or str(ROOT / "sql" / "warehouse"))
+        assert mount["read_only"] is True
+        assert service["environment"]["ETL_SQL_DIR"] == inside
 
 
 def test_the_service_starts_when_its_servers_are_ready(stack: dict[str, Any]) -> None:

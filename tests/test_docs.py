@@ -39,6 +39,7 @@ def test_a_sync_is_added_as_its_page_says(environment: Path, mart: Mart, tmp_pat
     run(copy, "pytest", "tests/test_page_homes.py")
     run(copy, "ruff", "check")
     run(copy, "ruff", "format", "--check")
+    run(copy, "mypy")
     run(copy, "etl.init_db")
     assert "1 inserted" in run(copy, "etl.page_homes", "--dry-run")
     assert "1 inserted" in run(copy, "etl.page_homes")

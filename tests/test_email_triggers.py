@@ -627,11 +627,16 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(
     }
 
 
-def test_an_outcome_names_five_of_its_users(mart: Mart, database: Connection) -> None:
+def test_an_outcome_names_five_of_its_users_on_request_alone(
+    mart: Mart, database: Connection
+) -> None:
     mixed_queue(mart, database)
 
     told = email_triggers.sync(dry_run=True, name_users=True)["outcomes"]
+    unasked = email_triggers.sync(dry_run=True)
 
+    assert {name for one in unasked["outcomes"] for name in one} == {"template", "outcome", "mails"}
+    assert "new1" not in str(unasked)  # an orchestrator keeps and shows what it is given
     users = {f"{one['template']} {one['outcome']}": one["users"] for one in told}
     assert users["welcome queued"] == [f"new{number}" for number in range(5)]
     assert users["win_back held back: gap"] == ["lately"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT, command, results, segments
-from destinations import Mart, Select, last_run, lock_held, stuck
+from destinations import Mart, Select, execute, last_run, lock_held, stuck
 from pace import HANG
 
 from etl import email_triggers, postgres, recommendations, user_segments
@@ -24,7 +24,10 @@ from etl.run import Run
 from etl.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from demo.embedded import Servers
+    from etl.postgres import Connection
 
 HOLDER = (
     r"its lock is held by pid \d+, role airflow, [a-z ]+,"
@@ -46,6 +49,22 @@ def test_a_second_run_ends_with_1_and_names_the_first(mart: Mart, select: Select
     assert f'"etl.user_segments {first.pid}@{socket.gethostname()}"' in result["error"]
     assert "--wait SECONDS" in result["error"]
     assert last_run(select)["error"] == result["error"]
+
+
+def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None:
+    """Whatever became of its run: the server does away with a session only after a moment."""
+    settings = Settings.from_environment()
+
+    held = []
+    with postgres.session(settings, "tests") as next_run:
+        for _ in range(100):
+            with postgres.session(settings, "tests") as run:
+                assert _locked(run)
+            held.append(_locked(next_run))
+            execute("SELECT 1")  # time for what the server has still to do
+            next_run.rollback()
+
+    assert held == [True] * len(held)
 
 
 def test_a_run_that_may_wait_runs_when_the_other_is_through(mart: Mart, select: Select) -> None:
@@ -271,6 +290,12 @@ def test_no_login_can_take_the_locks_where_the_docs_are_followed(
 def test_what_cannot_be_meant_is_refused_before_anything_runs(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Options(**options)
+
+
+def _locked(connection: Connection) -> bool:
+    """Try for the lock of a whole run."""
+    (row,) = postgres.query(connection, "lock", "etl.user_segments", None, None)
+    return bool(row["held"])
 
 
 def ready_to_merge(mart: Mart) -> None:

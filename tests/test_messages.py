@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from conftest import command, results, segments
 from destinations import Mart, Select, last_run
@@ -100,7 +102,7 @@ def test_a_sync_that_is_not_begun_says_what_really_failed(
 ) -> None:
     mart(USERS)
 
-    segments_failed, mails, _ = results(command("etl", "--json", **settings))
+    segments_failed, mails, *_ = results(command("etl", "--json", **settings))
 
     assert segments_failed["status"] == "failed"
     assert mails["error"].startswith("not run, because user_segments failed: ")
@@ -133,7 +135,7 @@ def test_a_failed_dry_run_does_not_say_that_all_was_done(mart: Mart) -> None:
 
     assert "Dry run: nothing was changed." in said
     assert "all was done" not in said
-    assert "user_segments: ended on the way" in said
+    assert re.search(r"user_segments[\w ,]*: ended on the way", said)
     assert "email_triggers: not begun" in said
 
 

@@ -93,7 +93,8 @@ def test_nothing_of_another_schema_is_called(
     assert email_triggers.sync(force=True, dry_run=True)["unchanged"] == 1
     _work()
     prune(1)
-    assert status(Flags(), dt.datetime.now(dt.UTC))["overdue"] == []
+    overdue = set(status(Flags(), dt.datetime.now(dt.UTC))["overdue"])
+    assert not overdue & {"user_segments", "email_triggers", "recommendations"}
 
 
 @pytest.mark.few(1)

@@ -44,7 +44,6 @@ LEFT = """
         current_setting('statement_timeout') AS statement_timeout,
         current_setting('lock_timeout') AS lock_timeout,
         current_setting('row_security') AS row_security,
-        current_setting('etl.shard', true) AS shard,
         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS locks,
         (SELECT count(*) FROM pg_class WHERE relpersistence = 't') AS tables,
         (SELECT count(*) FROM pg_prepared_statements) AS statements

@@ -33,7 +33,8 @@ MANY = """
 """
 
 # The lines of docs/deployment.md: for one server, and for a cluster.
-RIGHTS = re.findall(r"user etl on >\S+ (.+)", (ROOT / "docs" / "deployment.md").read_text())
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+RIGHTS = re.findall(r"user etl on >\S+ (.+)", DEPLOYMENT)
 
 
 # MSETEX where there is one

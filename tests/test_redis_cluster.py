@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from destinations import Mart, Select, last_run
 from pace import soon, within
 from redis.crc import key_slot
@@ -265,9 +270,32 @@ def test_a_node_that_stays_away_ends_the_run_in_one_line(
     assert "\n" not in said
 
 
+def test_a_run_that_waits_for_a_frozen_node_can_be_stopped(
+    mart: Mart, cluster: LiveCluster
+) -> None:
+    mart(MANY.format(users=USERS))
+    primary = cluster.primaries()[2]
+    for server in (cluster.replica_of(primary), primary):
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+    command = [sys.executable, "-m", "etl.recommendations"]
+    given = {**os.environ, "RETRY_SECONDS": "600", "LOG_FORMAT": "text"}
+
+    with subprocess.Popen(command, cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any("mart.read" in line for line in run.stderr)
+        time.sleep(1.5)
+        with within(2):
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=60)
+
+    assert run.returncode == 143
+
+
 # Rights
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ends", [False, True], ids=["is moving", "has moved"])
 def test_the_rights_of_the_manual_for_a_cluster_are_enough(
     ends: bool, mart: Mart, cluster: LiveCluster, moved: Moved, monkeypatch: Patch
@@ -281,6 +309,7 @@ def test_the_rights_of_the_manual_for_a_cluster_are_enough(
     assert refused == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("right", "said"),
     [

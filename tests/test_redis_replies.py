@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 
 import pytest
 from destinations import Mart, Select
 from pace import within
-from redis_servers import Others
+from redis_servers import Answer, Others
 from test_causes import chain
 from test_redis import MANY
 
@@ -126,6 +127,70 @@ def test_what_a_server_refuses_is_told_with_the_next_step(
         recommendations.sync()
 
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("ask", [b"user_0 :1", b"1 user_0\x1b[31m:7001", b"1 10.1.2.3:0", b"1 x:y"])
+def test_a_redirection_to_what_is_no_address_is_one_line(
+    ask: bytes, recommended: Select, others: Others
+) -> None:
+    refused = b"-ASK %b\r\n" % ask
+    answers: dict[str, Answer] = {"HELLO": CLUSTER, "CLUSTER": lambda: [_here()], "SET": refused}
+
+    with others.fake(answers), pytest.raises(SyncError) as raised:
+        recommendations.sync()
+
+    said = str(raised.value)
+    assert "unexpected" not in said
+    assert [secret for secret in PERSONAL if secret in said] == []
+
+
+def _here() -> bytes:
+    """CLUSTER SLOTS of a node that has them all, and that the service is pointed at."""
+    return _slots(b"0", b"16383", host=b"127.0.0.1", port=int(os.environ["REDIS_PORT"]))
+
+
+CLUSTER = b"*4\r\n$4\r\nmode\r\n$7\r\ncluster\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
+
+
+def _slots(*parts: bytes, host: bytes = b"10.1.2.3", port: int = 7001) -> bytes:
+    """CLUSTER SLOTS with one range."""
+    node = b"*2\r\n$%d\r\n%b\r\n:%d\r\n" % (len(host), host, port)
+    return b"*1\r\n*3\r\n" + b"".join(b":%b\r\n" % part for part in parts) + node
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        _slots(b"0", b"99999999999999"),
+        _slots(b"-5", b"16383"),
+        _slots(b"9", b"3"),
+        _slots(b"0", b"16383", port=0),
+        _slots(b"0", b"16383", port=99_999),
+        _slots(b"0", b"16383", host=b"user_0 \x1b[31m\xe2\x80\xae"),
+        b"*1\r\n*2\r\n:0\r\n:16383\r\n",
+        b"*1\r\n*3\r\n:0\r\n:16383\r\n:7\r\n",
+        b"*1\r\n*0\r\n",
+        b"*1\r\n$6\r\nuser_0\r\n",
+        b"*0\r\n",
+        b":15001\r\n",
+        b"$6\r\nuser_0\r\n",
+        b"+OK\r\n",
+        b"$-1\r\n",
+        b"-ERR user_0 hunter\r\n",
+    ],
+)
+def test_slots_that_cannot_be_are_one_line(
+    slots: bytes, recommended: Select, others: Others
+) -> None:
+    answers = {"HELLO": CLUSTER, "CLUSTER": slots}
+
+    with within(10), others.fake(answers), pytest.raises(SyncError) as raised:
+        recommendations.sync()
+
+    said = str(raised.value)
+    assert said.startswith("Redis (127.0.0.1:")
+    assert "unexpected" not in said
+    assert [secret for secret in PERSONAL if secret in said] == []
 
 
 @pytest.fixture

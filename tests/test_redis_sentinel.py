@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from destinations import Mart, Select, last_run
 from needs import needs
 from pace import soon, within
 from redis_sentinel import Watched, watched
-from test_redis import MANY, all_are_there
+from test_redis import DEPLOYMENT, MANY, RIGHTS, all_are_there
 
 from demo.embedded import Servers
 from etl import recommendations
@@ -114,6 +115,46 @@ def test_a_master_without_a_successor_ends_the_run_in_one_line(
     assert "look at SENTINEL MASTERS" in said or f":{master.port}. Connection refused" in said
 
 
+@pytest.mark.parametrize("lacks", ["", "+wait"])
+def test_behind_sentinels_a_user_needs_to_wait_for_replicas(
+    lacks: str, mart: Mart, group: Watched, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mart(MANY.format(users=2_500))
+    rights = [*RIGHTS[0].replace("+msetex", "").split(), *(["+wait"] if not lacks else [])]
+    for server in group.servers:
+        user = ["ACL", "SETUSER", "etl", "reset", "on", ">pw", *rights]
+        group.node(server).execute_command(*user)
+        group.node(server).acl_log_reset()
+    monkeypatch.setenv("REDIS_USERNAME", "etl")
+    monkeypatch.setenv("REDIS_PASSWORD", "pw")
+
+    assert recommendations.sync()["written"] == 2_500
+    assert recommendations.sync(dry_run=True)["unchanged"] == 2_500
+    assert ("WAIT is refused, allow +wait" in caplog.text) is bool(lacks)
+    refused = {one["object"] for one in group.node(group.master()).acl_log()}
+    assert refused == ({"wait"} if lacks else set())
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("lacks", ["", "+sentinel|masters", "+sentinel|slaves"])
+def test_of_sentinels_two_commands_are_needed_and_no_more(
+    lacks: str, mart: Mart, group: Watched
+) -> None:
+    mart(MANY.format(users=10))
+    (line,) = re.findall(r"user default on >\S+ (.+)", DEPLOYMENT)
+    rights = [each for each in line.split() if each != lacks]
+    assert len(rights) == len(line.split()) - bool(lacks)
+    for one in group.sentinels:
+        group.sentinel(one).execute_command("ACL", "SETUSER", "default", *rights)
+
+    if not lacks:
+        assert recommendations.sync()["written"] == 10
+    else:
+        with pytest.raises(SyncError, match=r"SENTINEL SLAVES is refused: .* needs \+sentinel"):
+            recommendations.sync()
+
+
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import redis
-from conftest import ROOT, segments
+from conftest import ROOT, other_marts, segments
 from destinations import Mart, Select, stuck
 
 from etl import postgres, user_segments
@@ -98,9 +98,12 @@ print(json.dumps(codes))
 
 
 @pytest.fixture
-def planted(servers: Servers, mart: Mart, keys: redis.Redis, select: Select) -> Iterator[Given]:
+def planted(
+    servers: Servers, mart: Mart, keys: redis.Redis, select: Select, tmp_path: Path
+) -> Iterator[Given]:
     """The secret is the password of both servers; the settings that go with it."""
     mart(segments("('a', 'regular', 1, 0, 0), ('bad', NULL, 1, 0, 0)"), RECOMMENDED)
+    mart(*other_marts(tmp_path))
     _password_of_airflow(servers, SECRET)
     keys.acl_setuser(
         "odd", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@all"]

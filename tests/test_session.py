@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +59,8 @@ PINNED = {
     "transform_null_equals": ("on", "off"),
     "client_min_messages": ("debug5", "error"),
     "client_encoding": ("LATIN1", "UTF8"),
+    "statement_timeout": ("1h", "15min"),
+    "lock_timeout": ("1h", "30s"),
     "idle_session_timeout": ("1h", "0"),
     "idle_in_transaction_session_timeout": ("1h", "0"),
     "transaction_timeout": ("1h", "0"),
@@ -89,12 +91,20 @@ def test_no_setting_of_the_role_bends_a_result(
     assert wrong == {}
 
 
-def test_every_pin_holds_against_the_role(servers: Servers, environment: Path) -> None:
+@pytest.mark.parametrize("way", ["straight", "by a pooler that takes no options"])
+def test_every_pin_holds_against_the_role(
+    way: str, servers: Servers, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also those that bend no result today."""
     asked = ", ".join(f"current_setting('{name}') AS {name}" for name in PINNED)
 
     as_superuser(servers, "CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler")
-    with _set_for(servers, "ROLE airflow", {name: other for name, (other, _) in PINNED.items()}):
+    with (
+        _set_for(servers, "ROLE airflow", {name: other for name, (other, _) in PINNED.items()}),
+        _pgbouncer(servers) if way != "straight" else nullcontext() as port,
+        monkeypatch.context() as setting,
+    ):
+        setting.setenv("POSTGRES_PORT", str(port or servers.postgres_port))
         (row,) = _rows(f"SELECT {asked}")
     as_superuser(servers, "DROP ACCESS METHOD other")
 
@@ -169,6 +179,14 @@ def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart
         assert user_segments.sync()["inserted"] == 5
 
 
+@pytest.mark.parametrize("setting", ["statement_timeout", "idle_in_transaction_session_timeout"])
+def test_no_timeout_cuts_a_login(setting: str, servers: Servers, environment: Path) -> None:
+    """Nor in the moment before session.sql lifts it."""
+    with _set_for(servers, "ROLE airflow", {setting: "1"}):  # ms
+        for _ in range(20):
+            assert _rows("SELECT pg_sleep(0.01)::text AS it") == [{"it": ""}]
+
+
 @pytest.mark.parametrize("whom", ["ROLE airflow", "DATABASE searchflow"])
 def test_a_role_that_may_only_read_is_told_so(whom: str, servers: Servers, mart: Mart) -> None:
     mart(segments(USERS))
@@ -179,6 +197,20 @@ def test_a_role_that_may_only_read_is_told_so(whom: str, servers: Servers, mart:
                 user_segments.sync(dry_run=dry_run)
             assert "\n" not in str(raised.value)
         status(Flags(), dt.datetime.now(dt.UTC))  # which only reads
+
+
+def test_a_server_that_takes_no_writes_is_told_by_libpq_as_well(
+    servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments(USERS))
+
+    with (
+        _set_for(servers, "ROLE airflow", {"default_transaction_read_only": "on"}),
+        monkeypatch.context() as given,
+    ):
+        given.setenv("PGTARGETSESSIONATTRS", "read-write")
+        with pytest.raises(SyncError, match="session is read-only; it takes no writes: let POST"):
+            user_segments.sync()
 
 
 def test_triggers_that_an_admin_switched_off_are_not_passed_over(
@@ -344,13 +376,19 @@ def _set_for(servers: Servers, whom: str, settings: dict[str, str]) -> Iterator[
     try:
         yield
     finally:
-        as_superuser(servers, "SET TRANSACTION READ WRITE", f"ALTER {whom} RESET ALL")
+        # By psql, because a session of ours begins with a query, after which it stays read-only.
+        commands = ("SET default_transaction_read_only = off", f"ALTER {whom} RESET ALL")
+        subprocess.run([*_psql(servers), *(f"-c{each}" for each in commands)], check=True)
+
+
+def _psql(servers: Servers) -> list[str]:
+    return [*shlex.split(servers.psql.replace("//airflow@", "//postgres@")), "-Xq"]
 
 
 @contextmanager
 def _database(servers: Servers, encoding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another database, which holds only characters of that encoding, for the block's length."""
-    psql = [*shlex.split(servers.psql.replace("//airflow@", "//postgres@")), "-Xq"]
+    psql = _psql(servers)
     made = f"ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0 OWNER airflow"
     subprocess.run([*psql, "-c", f"CREATE DATABASE other {made}"], check=True)
     try:

@@ -106,7 +106,7 @@ def test_a_server_without_tls_is_not_talked_to(
 
     (line,) = [line for line in finished.stderr.splitlines() if line.startswith("etl: ")]
     assert (finished.returncode, "Traceback" in finished.stderr) == (1, False)
-    assert "server does not support SSL, but SSL was required; " in line
+    assert "server does not support SSL, but SSL was required; check PGSSLMODE: `prefer`" in line
 
 
 def test_a_server_that_demands_tls_says_so_to_whoever_goes_without(

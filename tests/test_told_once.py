@@ -8,6 +8,8 @@ import pytest
 from conftest import command, segments
 from destinations import Mart
 
+from etl.cli.flags import SYNCS
+
 # What is wrong, and the words of it.
 FAILING: dict[str, tuple[dict[str, str], str]] = {
     "no tables": ({"POSTGRES_DB": "postgres"}, "does not exist"),
@@ -37,7 +39,9 @@ def test_people_read_each_reason_once(kind: str, marts: None) -> None:
 
     # A sync that was not run says for itself which other one failed, and of what.
     lines = (finished.stdout + finished.stderr).splitlines()
-    told = "\n".join(line for line in lines if ": not run, because " not in line)
+    added = set(SYNCS) - {"user_segments", "email_triggers", "recommendations"}
+    ours = [line for line in lines if not any(name in line for name in added)]
+    told = "\n".join(line for line in ours if ": not run, because " not in line)
     failures = {"no warehouse": 2, "a guard": 2}.get(kind, 1)  # recommendations fails by itself
     assert finished.returncode
     assert told.count(words) == failures, told

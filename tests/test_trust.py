@@ -113,7 +113,7 @@ def test_a_function_of_an_untrusted_owner_is_not_called(servers: Servers, mallor
         for program in PROGRAMS:
             assert _refusal(program).startswith("function etl.shard_of: owned by mallory")
     finally:
-        as_superuser(servers, "ALTER FUNCTION etl.shard_of OWNER TO postgres")
+        as_superuser(servers, "ALTER FUNCTION etl.shard_of OWNER TO airflow")
 
 
 def test_a_partition_of_an_untrusted_owner_is_not_touched(servers: Servers, mallory: None) -> None:

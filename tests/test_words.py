@@ -172,6 +172,18 @@ def test_a_word_of_the_command_line_is_hidden_before_it_is_cut(words: list[str])
     assert MARK not in finished.stdout + finished.stderr
 
 
+def test_what_libpq_says_is_hidden_before_it_is_cut_to_a_line(
+    marts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as given:
+        given.setenv("REDIS_PASSWORD", "tiger\nlily")
+        given.setenv("PGSSLMODE", "tiger\nlily")
+        with pytest.raises(SyncError, match="sslmode") as raised:
+            user_segments.sync()
+
+    assert "tiger" not in str(raised.value)
+
+
 def test_a_ledger_row_holds_no_secret(
     marts: None, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:

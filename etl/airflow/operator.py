@@ -63,6 +63,8 @@ class SyncOperator(BaseOperator):  # type: ignore[misc]
         super().__init__(**kwargs)
         if sync not in SYNCS:
             raise ValueError(f"unknown sync {sync!r}; it can be {', '.join(SYNCS)}")
+        if delete_missing is not False and sync != "user_segments":
+            raise ValueError(f"delete_missing is for user_segments, not for {sync}")
         self.sync = sync
         self.dry_run = dry_run
         self.force = force

@@ -11,8 +11,8 @@ import redis
 
 from etl.cache.clients import Client
 from etl.cache.errors import problem, to_sync_error
+from etl.cache.exchange import ask
 from etl.cache.lookup import Lookup
-from etl.cache.resp import ask
 from etl.cache.server import connect, require_writable
 from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from etl.cache.resp import Reader
-from etl.cache.topology import SLOTS, Cluster, SingleServer
+from etl.cache.topology import SLOTS, Cluster, SingleServer, check_address
 from etl.errors import SyncError, UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ _FILES = {
     "redis_cert_file": "ssl_certfile",
     "redis_key_file": "ssl_keyfile",
 }
-
-_HOST = re.compile(rb"[\w.:-]{0,255}", re.ASCII)
 
 
 class Client(redis.Redis):
@@ -40,10 +37,12 @@ class Client(redis.Redis):
     topology: SingleServer | Cluster
 
     def close(self) -> None:
-        """Close the connections to all nodes."""
+        """Close the connections to all nodes and Sentinels."""
         super().close()
         if hasattr(self, "topology"):
             self.topology.close()
+            if self.sentinels:
+                self.sentinels.close()
 
     @property
     def sentinels(self) -> Sentinel | None:
@@ -61,6 +60,9 @@ class _CheckedClient(redis.Redis):
             reply = execute(*args, **options)
             if args[0] == "CLUSTER SLOTS":
                 _check_slots(reply)
+            if args[0] == "SENTINEL MASTERS":
+                for state in reply.values():
+                    check_address(state["ip"], state["port"])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InvalidResponse(f"{args[0]} was not answered with what it asks for") from error
         return reply
@@ -158,7 +160,6 @@ def _check_slots(reply: Any) -> None:
             raise ValueError("no range of slots")
         for node in nodes:
             node[0] = node[0] or b""  # None: the address that was asked
-            if not _HOST.fullmatch(node[0]) or not 0 < int(node[1]) < 65_536:
-                raise ValueError("no address")
+            check_address(node[0].decode(), node[1])
     if not reply:  # which redis-py does not expect
         raise ClusterDownError("none of the slots has a node")

@@ -10,7 +10,7 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, InvalidResponse
 
 from etl.cache.errors import is_retryable
-from etl.cache.resp import replies, send
+from etl.cache.exchange import replies, send
 from etl.cache.writer import MAX_REDIRECTS, retry_redis
 
 if TYPE_CHECKING:

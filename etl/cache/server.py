@@ -10,7 +10,7 @@ import redis
 
 from etl.cache.clients import Client, cluster_of, server_clients
 from etl.cache.errors import problem, to_sync_error
-from etl.cache.resp import ping, try_command
+from etl.cache.exchange import ping, try_command
 from etl.cache.topology import SLOTS
 from etl.cache.writer import retry_redis
 
@@ -136,8 +136,13 @@ def _require_watched(sentinels: Sentinel, settings: Settings) -> None:
         hint = "check REDIS_SENTINEL_PASSWORD, and that REDIS_HOST names Sentinels"
         raise problem(settings, f"the Sentinels refuse the login; {hint}") from error
     except redis.ResponseError as error:
-        hint = "as REDIS_SENTINEL is set, REDIS_HOST and REDIS_PORT must be those of Sentinels"
-        raise problem(settings, f"SENTINEL MASTERS is refused: {error}; {hint}") from error
+        hint = (
+            "as REDIS_SENTINEL is set, REDIS_HOST and REDIS_PORT must be those of Sentinels,"
+            " where the user needs +sentinel|masters +sentinel|slaves"
+        )
+        raise problem(
+            settings, f"SENTINEL MASTERS or SENTINEL SLAVES is refused: {error}; {hint}"
+        ) from error
     if not is_watched:
         hint = "set REDIS_SENTINEL to one of those in SENTINEL MASTERS"
         raise problem(settings, f"the Sentinels watch no master of that name; {hint}")
@@ -154,6 +159,8 @@ def _is_watched(sentinel: Sentinel, name: str | None) -> bool:
     for one in sentinel.sentinels:
         try:
             watched.append(name in one.sentinel_masters())
+            if watched[-1]:
+                one.sentinel_slaves(name)  # to see whether we may, for later
         except (redis.ConnectionError, redis.TimeoutError) as error:
             lost = error
     if not watched:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import redis
 from redis.cluster import ClusterNode, NodesManager
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    InvalidResponse,
+    MovedError,
+    RedisClusterException,
+)
 
 if TYPE_CHECKING:
     from redis.connection import ConnectionPool
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
 SLOTS = REDIS_CLUSTER_HASH_SLOTS
 
 Batch: TypeAlias = list[tuple[str, bytes]]
+
+_HOST = re.compile(r"[\w.:-]{0,255}", re.ASCII)
 
 # More nodes than this share a group of batches, so that memory does not grow with the cluster.
 _MAX_WIDTH = 8
@@ -81,7 +90,7 @@ class Cluster:
     @property
     def width(self) -> int:
         """How many batches make a good load for all nodes."""
-        return min(len(self._primaries), _MAX_WIDTH)
+        return min(len(self._routes), _MAX_WIDTH)
 
     def split(self, batches: Iterable[Batch]) -> list[tuple[Route, Batch]]:
         """Return one batch for each node: the keys whose slots it has.
@@ -89,22 +98,17 @@ class Cluster:
         Raises:
             RedisError: the slots have changed, and no node tells how.
         """
-        if self._is_stale:
-            with _root_cause():
-                self._nodes.initialize(additional_startup_nodes_info=self._addresses)
-            self._read_slots()
-            self._is_stale = False
-        if self.covered < SLOTS:
-            self._is_stale = True
-            raise ClusterDownError(f"only {self.covered:,} of {SLOTS:,} slots have a node")
-        routes, asked = self._routes, self._asked
-        found = defaultdict(list)
+        self._refresh()
+        parts: list[Batch] = [[] for _ in self._routes]
+        add = [part.append for part in parts]
+        asked: dict[Route, Batch] = defaultdict(list)
         for batch in batches:
-            for pair in batch:
-                key = pair[0]
-                route = asked.pop(key, None) if asked else None
-                found[route or routes[key_slot(key.encode())]].append(pair)
-        return list(found.items())
+            pairs = self._without_asked(batch, asked) if self._asked else batch
+            slots = map(key_slot, [key.encode() for key, _ in pairs])
+            for pair, slot in zip(pairs, slots, strict=True):
+                add[self._owners[slot]](pair)
+        found = zip(self._routes, parts, strict=True)
+        return [(route, part) for route, part in [*found, *asked.items()] if part]
 
     def connection(self, node: str) -> Any:
         """Return an own connection, not from the pool: after an error it has unread replies."""
@@ -112,11 +116,12 @@ class Cluster:
 
     def replicas(self, node: str) -> int:
         """Return how many replicas could take the place of this node."""
-        return self._primaries[node]
+        return self._replicas.get(node, 0)
 
     def note(self, error: Exception, key: str = "") -> None:
         """Send the key to the node that ASK names; after any other error read the slots anew."""
         if isinstance(error, AskError) and not isinstance(error, MovedError) and error.host:
+            check_address(error.host, error.port)
             self._asked[key] = Route(f"{error.host}:{error.port}", asking=True)
         else:
             self._is_stale = True
@@ -125,12 +130,41 @@ class Cluster:
         """Close the connections that were made to read the slots."""
         self._nodes.close()
 
+    def _refresh(self) -> None:
+        """Read the slots anew where they have changed."""
+        if self._is_stale:
+            with _root_cause():
+                self._nodes.initialize(additional_startup_nodes_info=self._addresses)
+            self._read_slots()
+        self._is_stale = self.covered < SLOTS
+        if self._is_stale:
+            raise ClusterDownError(f"only {self.covered:,} of {SLOTS:,} slots have a node")
+
     def _read_slots(self) -> None:
         slots = self._nodes.slots_cache
         self.covered = len(slots)
-        self._primaries = Counter({nodes[0].name: len(nodes) - 1 for nodes in slots.values()})
-        routes = {name: Route(name) for name in self._primaries}
-        self._routes = {slot: routes[nodes[0].name] for slot, nodes in slots.items()}
+        self._replicas = {nodes[0].name: len(nodes) - 1 for nodes in slots.values()}
+        numbers = {name: number for number, name in enumerate(self._replicas)}
+        self._routes = [Route(name) for name in self._replicas]
+        self._owners = [
+            numbers[slots[slot][0].name] if slot in slots else 0 for slot in range(SLOTS)
+        ]
+
+    def _without_asked(self, batch: Batch, asked: dict[Route, Batch]) -> Batch:
+        """Put the keys that ASK sends elsewhere under their route, and return the others."""
+        others = []
+        for pair in batch:
+            if route := self._asked.pop(pair[0], None):
+                asked[route].append(pair)
+            else:
+                others.append(pair)
+        return others
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise InvalidResponse where a server names what is no address; it may be told, in errors."""
+    if not _HOST.fullmatch(host) or not 0 < int(port) < 65_536:
+        raise InvalidResponse("an address was not told as one")
 
 
 class _Nodes(NodesManager):

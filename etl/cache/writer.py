@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from redis.exceptions import AskError, ClusterDownError
 
 from etl.cache.errors import is_retryable
+from etl.cache.exchange import try_command
 from etl.cache.lane import Lane, NotReplicatedError, Refusals
-from etl.cache.resp import try_command
 from etl.plumbing import cancellation
 from etl.plumbing.retry import retry
 

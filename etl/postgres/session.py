@@ -125,8 +125,8 @@ class Connection:
             self._cancel(self._busy)
 
     def close(self) -> None:
-        """End the session; what it did not commit is undone."""
-        self._with_deadline(self._raw.close)
+        """End the session; what it did not commit is undone, and its locks are free at once."""
+        self._with_deadline(partial(self._hang_up, self._pid is not None))
 
     def _pin(self, raw: Raw) -> None:
         """Begin a transaction that means the same whatever the server and role are set to."""
@@ -200,6 +200,12 @@ class Connection:
         if not future.done():
             in_thread(cancel)
             self.abandoned = not wait([future], timeout=STOP_SECONDS).done
+
+    def _hang_up(self, in_transaction: bool) -> None:
+        if in_transaction:  # the server would let go of the locks only after a moment
+            with suppress(Exception):
+                execute(self._raw, "ROLLBACK")
+        self._raw.close()
 
     def _with_deadline(self, work: Callable[[], None]) -> None:
         self.cancel()

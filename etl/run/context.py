@@ -18,7 +18,7 @@ import polars as pl
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.plumbing import cancellation, log
+from etl.plumbing import cancellation, log, queries
 from etl.result import Outcome, SyncResult, count_names
 from etl.run import contract, guards
 
@@ -188,7 +188,8 @@ class Run:
             self.metrics.target_rows = target.rows
             return target
 
-        postgres.query(self.postgres, "set_shard", *self.job.shard)
+        shard = queries.load("postgres", "create_shard")
+        postgres.execute(self.postgres, shard, *self.job.shard)
         return postgres.stream(self.postgres, f"{self.job.sync}_current", spool)
 
     def stage(self, table: str, rows: Spool, target: Spool | None) -> None:

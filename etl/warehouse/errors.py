@@ -15,6 +15,10 @@ NOT_DUCKDB = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
 # What DuckDB says, and what that means to whoever runs the sync.
 _PROBLEMS = (
     (
+        r"Conflicting lock is held in .*\bPID 0\b",  # it is not among the processes that we see
+        "locked by a writer, a process of another machine or container; run again when dbt is done",
+    ),
+    (
         r"Conflicting lock is held in (.*?)\.? See also",
         "locked by a writer, {}; run again when dbt is done",
     ),

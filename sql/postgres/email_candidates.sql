@@ -3,7 +3,7 @@
 -- $1 hours between any two mails to a user; $2 the visit of a mart without visits.
 -- Staged before: triggers (one row per user whose segment calls for a mail), rules (one row a
 -- template, times in seconds).
-CREATE TEMPORARY TABLE pg_temp.candidates AS
+CREATE TEMPORARY TABLE pg_temp.candidates ON COMMIT DROP AS
 WITH fresh AS (
     SELECT t.user_id, t.template, t.episode_at, q.id AS cancelled_id
     FROM pg_temp.triggers AS t

@@ -3,7 +3,7 @@
 -- $1 the mart's build time; $2 shard, $3 of how many; $4 the visit of a mart without visits.
 -- Staged before: triggers, rules, candidates. Whose user has no trigger counts as `left_mart`
 -- until email_reclassify.sql corrects that. A template that is not in the rules is somebody else's.
-CREATE TEMPORARY TABLE pg_temp.changes AS
+CREATE TEMPORARY TABLE pg_temp.changes ON COMMIT DROP AS
 WITH waiting AS (
     SELECT
         q.id,

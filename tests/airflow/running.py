@@ -103,6 +103,12 @@ class Running(Airflow):
         lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         return "\n".join(f"{line['event']} {line.get('error_detail', '')}" for line in lines)
 
+    def import_error(self, name: str) -> str:
+        """Why a DAG file cannot be read, as far as that is known yet."""
+        errors = self.api("importErrors")["import_errors"]
+        told = [one["stack_trace"] for one in errors if one["filename"] == f"{name}.py"]
+        return "".join(told)
+
     def mark(
         self, state: str, run_id: str, task: str, map_index: int, dag_id: str = DAG_ID
     ) -> None:
@@ -125,7 +131,12 @@ class Running(Airflow):
             headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
             method=method,
         )
-        text = _asked(request)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode())
+            raise
         return json.loads(text) if text else None
 
     @property
@@ -193,16 +204,3 @@ class Running(Airflow):
         with urllib.request.urlopen(f"{self._url}/auth/token", timeout=60) as reply:
             token: str = json.load(reply)["access_token"]
             return token
-
-
-def _asked(request: urllib.request.Request, tries: int = 5) -> bytes:
-    """What the API answers; a question is asked again where Airflow's SQLite was locked."""
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            answer: bytes = reply.read()
-            return answer
-    except urllib.error.HTTPError as error:
-        if error.code == 500 and tries and request.get_method() == "GET":
-            return _asked(request, tries - 1)
-        error.add_note(error.read().decode())
-        raise

@@ -7,14 +7,17 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import command, results, segments
+from conftest import ROOT, command, results, segments
 from destinations import Mart, Select, digest, last_run, stuck
+from needs import needs
 from pace import HANG, within
 from scenes import FULL, SYNCS, dbt_writes, later, run, start, times
 
@@ -57,6 +60,26 @@ def test_a_warehouse_that_stays_locked_fails_the_run_and_names_the_writer(
     assert f"PID {dbt.pid}" in error
     assert finished.stderr.splitlines()[-1] == f"etl: user_segments failed: {error}"
     assert last_run(select)["error"] == error
+
+
+def test_a_writer_in_another_container_is_told_as_one(mart: Mart, environment: Path) -> None:
+    mart(segments(users("regular")))
+    apart = [str(needs("unshare", "apt-get install util-linux")), "--pid", "--fork"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not have processes of its own")
+
+    with dbt_writes(environment):
+        finished = subprocess.run(
+            [*apart, sys.executable, "-m", "etl.user_segments", "--json"],
+            cwd=ROOT,
+            env={**os.environ, "WAREHOUSE_WAIT": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    error = results(finished)[0]["error"]
+    assert "locked by a writer, a process of another machine or container; run again" in error
 
 
 def test_who_waits_for_dbt_can_be_stopped(mart: Mart, environment: Path) -> None:
