@@ -98,6 +98,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Read, check, stage what calls for a mail, decide, merge; `execute` commits."""
+    rules.check(EmailCandidate.columns().keys() - {"user_id", "built_at"})
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
@@ -111,6 +112,7 @@ def load(run: Run) -> None:
     triggers = (transform(rows.with_columns(one_episode), run.as_of) for rows in mart.frames())
     postgres.execute(run.postgres, _WORK_MEMORY)
     run.copy("rules", warehouse.to_batches([pl.DataFrame(rules.limits(), schema=_LIMITS)]))
+    templates.keep_history(run)
     run.copy("triggers", warehouse.to_batches(triggers))
     if no_visits:
         _compare_visits(run, no_visits)

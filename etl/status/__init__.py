@@ -69,7 +69,8 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         `syncs`, one dict each: `sync`, `last` (its last run as in the ledger, None: never
         run), `ok_at`, `overdue`, `abandoned` (it says running but its lock is free), `trend`
         (its last runs, oldest first) and `rejects` (of the last run, by reason); `queue`:
-        mails by status; `overdue`: names; with `--history` also `history`, newest first.
+        mails by status; `reins`: allowlist, paused and capped templates; `overdue`: names; with
+        `--history` also `history`, newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -89,6 +90,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         runs = postgres.query(connection, "status_runs", max(TREND, flags.history))
         ids = [run["run_id"] for run in runs if run["recency"] == 1]
         queue = postgres.query(connection, "status_queue")
+        (reins,) = postgres.query(connection, "status_reins")
         known = _Snapshot(
             now=now,
             max_age=flags.hours,
@@ -102,6 +104,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         "at": now,
         "syncs": syncs,
         "queue": {row.pop("status"): row for row in queue},
+        "reins": reins,
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
         **({"history": known.runs[: flags.history]} if flags.history else {}),
     }

@@ -46,6 +46,7 @@ GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
 GRANT SELECT (id, template, episode_at, status, created_at, updated_at, sent_at), DELETE
     ON crm.email_queue TO searchflow_prune;
+GRANT SELECT ON crm.email_templates TO searchflow_prune;
 
 GRANT SELECT ON etl.sync_runs TO searchflow_status;
 GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
