@@ -623,8 +623,37 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(
         "win_back pending again": 1,
         "win_back queued": 1,
         "win_back refreshed": 1,
-        "win_back unchanged": 1,
+        "win_back waiting": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [("pending", "waiting"), ("processing", "being sent"), ("sent", "sent"), ("failed", "failed")],
+)
+def test_a_dry_run_says_where_a_mail_is_that_it_leaves_alone(
+    status: str, word: str, mart: Mart, database: Connection
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    change(database, f"status = '{status}'")
+
+    result = email_triggers.sync(dry_run=True)
+
+    assert counts(result) == {"unchanged": 1}
+    assert result["outcomes"] == [{"template": "win_back", "outcome": word, "mails": 1}]
+
+
+def test_every_outcome_and_reason_is_explained_on_the_page() -> None:
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    sql = "".join(
+        (ROOT / f"sql/postgres/email_{name}.sql").read_text(encoding="utf-8")
+        for name in ("outcomes", "candidates", "changes", "reclassify")
+    )
+    words = set(re.findall(r"(?:THEN|ELSE|reason =) '([a-z_: ]+)'", sql)) - {"held back: "}
+
+    assert {"waiting", "being sent", "gap", "unknown_visit", "old news"} <= words
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []
 
 
 def test_an_outcome_names_five_of_its_users_on_request_alone(

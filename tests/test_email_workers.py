@@ -397,6 +397,35 @@ def test_the_page_shows_statements_that_run(
     ]
 
 
+def test_the_pages_psql_ends_well_on_an_empty_queue(servers: Servers, environment: Path) -> None:
+    program, url = shlex.split(servers.psql)
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    (code,) = (b for b in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "psql -X" in b)
+
+    done = subprocess.run(
+        ["bash", "-euc", code],
+        cwd=ROOT,
+        env={"DATABASE_URL": url, "PATH": f"{Path(program).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    assert "nothing to send" in done.stdout
+    assert "ERROR" not in done.stderr
+
+
+def test_the_pages_reins_are_statements_that_run(servers: Servers, environment: Path) -> None:
+    psql = [*shlex.split(servers.psql), "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+
+    assert len(blocks) == 2
+    for sql in blocks:
+        subprocess.run(psql, input=sql, text=True, check=True, timeout=30, capture_output=True)
+
+
 # Builders
 
 
