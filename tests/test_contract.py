@@ -321,6 +321,7 @@ def test_a_destination_may_come_once_a_user() -> None:
     assert rejects.reasons == {"duplicate": 2, "destination:null": 2}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abü"), st.sampled_from("xyz")), min_size=1))
 def test_exactly_the_keys_that_come_once_are_good(pairs: list[tuple[str, str]]) -> None:
     once = [pair for pair, times in Counter(pairs).items() if times == 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,13 +49,14 @@ class Mart:
     columns: frozenset[str]  # of the query, less those that are NULL by its text
     stats: Stats | None  # of all shards, where only one is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
+    interrupt: Callable[[], None]  # ends what DuckDB is doing
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Stream the rows in the order of the key; all rows of a key come in one frame."""
         with self.explaining():
             reader = self.relation.to_arrow_reader(BATCH_ROWS)
         with reader:
-            frames = map(_frame, self._batches(reader))
+            frames = _ahead(map(_frame, self._batches(reader)), self.interrupt)
             yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -111,7 +113,8 @@ def open_mart(
             # Sorted before the casts, which add a column to most.
             mine = mine.sort(types.cast_of(rows, contract, key))
             relation = types.cast_to_contract(mine, contract)
-        yield Mart(relation, key, types.not_null(rows), stats, explaining)
+        named = types.not_null(rows)
+        yield Mart(relation, key, named, stats, explaining, connection.interrupt)
 
 
 def read(
@@ -165,6 +168,19 @@ def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.dat
     newest = FunctionExpression("max", CaseExpression(possible, built_at)).alias("built_at")
     figures = rows.aggregate([FunctionExpression("count").alias("rows"), newest])
     return Stats(**figures.to_arrow_table().to_pylist()[0])
+
+
+def _ahead(frames: Iterator[pl.DataFrame], interrupt: Callable[[], None]) -> Iterator[pl.DataFrame]:
+    """Make the next frame in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1, "etl-mart") as thread:
+        try:
+            coming = thread.submit(next, frames, None)
+            while (frame := coming.result()) is not None:
+                coming = thread.submit(next, frames, None)
+                yield frame
+        except BaseException:
+            interrupt()  # nobody waits for the frame that is being made
+            raise
 
 
 def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
