@@ -18,7 +18,8 @@ import orjson
 import polars as pl
 
 from etl import postgres, warehouse
-from etl.mail import rules, warnings
+from etl.errors import SyncError
+from etl.mail import rules, templates, warnings
 from etl.mail.rules import NO_EPISODE_DATE, PAYLOAD_VERSION, Rule
 from etl.options import Options
 from etl.plumbing import queries
@@ -31,13 +32,21 @@ if TYPE_CHECKING:
     from etl.result import Outcome, SyncResult
     from etl.warehouse import Spool
 
+# Times that a merge is done anew because another program was faster.
+_ATTEMPTS = 2
+
 # A hash table may take twice this: 500,000 triggers with their payloads.
 _WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
 
 # How many mails wait is what the planner's statistics of the queue know least of.
 _NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
 
-_LIMITS = {"template": pl.String, "max_age": pl.Float64, "cooldown": pl.Float64}
+_LIMITS = {
+    "template": pl.String,
+    "max_age": pl.Float64,
+    "cooldown": pl.Float64,
+    "renamed_from": pl.String,
+}
 
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
@@ -89,6 +98,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Read, check, stage what calls for a mail, decide, merge; `execute` commits."""
+    rules.check(EmailCandidate.columns().keys() - {"user_id", "built_at"})
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
@@ -102,15 +112,12 @@ def load(run: Run) -> None:
     triggers = (transform(rows.with_columns(one_episode), run.as_of) for rows in mart.frames())
     postgres.execute(run.postgres, _WORK_MEMORY)
     run.copy("rules", warehouse.to_batches([pl.DataFrame(rules.limits(), schema=_LIMITS)]))
+    templates.keep_history(run)
     run.copy("triggers", warehouse.to_batches(triggers))
     if no_visits:
         _compare_visits(run, no_visits)
-    _create_temp_from(run, "candidates", run.settings.email_min_gap_hours)
-    postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
-    _create_temp_from(run, "changes", run.as_of, *run.job.shard)
-    postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
-    _reclassify(run, mart)
-    run.count(run.merge(_MERGE, *run.job.shard))
+    templates.update(run.postgres, run.settings)
+    run.count(_merge(run, mart))
     warnings.look(run, users, no_visits)
     if run.options.dry_run:
         run.add_outcomes(cast("list[Outcome]", postgres.query(run.postgres, "email_outcomes")))
@@ -126,7 +133,8 @@ def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
     Returns:
         One row per user whose segment calls for a mail: user_id str, template str, episode_at
         datetime UTC (null: unknown), priority i16, payload str (JSON), due bool (the occasion
-        is known and fresh; the others tell the merge that the user is still in the segment).
+        is known and fresh; the others tell the merge that the user is still in the segment),
+        expires_at datetime UTC (when the occasion is old news).
     """
     return pl.concat([_triggers(mart, rule, as_of) for rule in rules.RULES]).sort("user_id")
 
@@ -140,6 +148,7 @@ def _triggers(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFram
         priority=pl.lit(rule.priority, pl.Int16),
         payload=_payload(rule),
         due=(episode >= as_of - rule.max_age).fill_null(False),
+        expires_at=episode + rule.max_age,
     )
 
 
@@ -180,6 +189,31 @@ def _compare_visits(run: Run, no_visits: list[str]) -> None:
     run.metrics.visits_queued = queue["visits_queued"]
 
 
+def _merge(run: Run, mart: Spool) -> dict[str, int]:
+    """Decide and merge; again where another program has just queued a mail for the same user."""
+    for _ in range(_ATTEMPTS):
+        _decide(run, mart)
+        try:
+            with run.savepoint():
+                return run.merge(_MERGE, *run.job.shard)
+        except SyncError as error:
+            if error.sqlstate != postgres.UNIQUE_VIOLATION:
+                raise
+    # Only a mail that is to be pending again can meet another: those wait for a later run.
+    _decide(run, mart)
+    postgres.execute(run.postgres, queries.load("postgres", "email_without_revivals"))
+    return run.merge(_MERGE, *run.job.shard)
+
+
+def _decide(run: Run, mart: Spool) -> None:
+    """Stage what is to change in the queue as it is now."""
+    _create_temp_from(run, "candidates", run.settings.email_min_gap_hours, NO_EPISODE_DATE)
+    postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
+    _create_temp_from(run, "changes", run.as_of, *run.job.shard, NO_EPISODE_DATE)
+    postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
+    _reclassify(run, mart)
+
+
 def _create_temp_from(run: Run, table: str, *parameters: Any) -> None:
     """Stage what sql/postgres/email_<table>.sql finds, with statistics for whoever reads it."""
     postgres.execute(run.postgres, f'DROP TABLE IF EXISTS pg_temp."{table}"')
@@ -198,6 +232,7 @@ def _reclassify(run: Run, mart: Spool) -> None:
         users.join(rows, on="user_id", how="semi").with_columns(rejected=False)
         for rows in mart.frames()
     )
+    postgres.execute(run.postgres, 'DROP TABLE IF EXISTS pg_temp."known"')
     run.copy("known", warehouse.to_batches(chain(present, [rejected])))
     postgres.execute(run.postgres, queries.load("postgres", "email_reclassify"))
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 from etl import cli, postgres
 from etl.cli import report
 from etl.errors import SyncError, UsageError
+from etl.mail import templates
 from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
@@ -22,7 +23,8 @@ def init_db() -> list[str]:
 
     The catalog is read first, so that a run with nothing to do takes no lock. Where DDL is
     due it gives up after two seconds rather than queue behind a long query and make every
-    later one wait behind it.
+    later one wait behind it. An index of a table with rows is built last and beside whoever
+    writes to it. Rows of crm.email_templates are added for the rules that have none.
 
     Raises:
         SyncError: Postgres cannot be reached, does not let this role create tables, a table
@@ -31,15 +33,41 @@ def init_db() -> list[str]:
     settings = Settings.from_environment()
     with postgres.session(settings, "etl.init_db") as connection:
         trust.check(connection, settings)
-        if not _missing(connection):
-            return []
-        _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
         missing = _missing(connection)
-        for name, ddl in missing.items():
-            _within_two_seconds(connection, settings, ddl, name)
-        trust.check(connection, settings)  # somebody may have made one of them just before us
-        connection.commit()
+        if missing:
+            _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
+            missing = _missing(connection)
+            for name, ddl in missing.items():
+                if not _is_index_of_old_table(name, ddl, missing):
+                    _within_two_seconds(connection, settings, ddl, name)
+            trust.check(connection, settings)  # somebody may have made one of them just before us
+            connection.commit()
+            _build_indices(connection, settings, missing)
+        if templates.missing(connection):
+            templates.update(connection, settings)
+            connection.commit()
     return list(missing)
+
+
+def _is_index_of_old_table(name: str, ddl: str, missing: dict[str, str]) -> bool:
+    table = re.search(r"^CREATE (?:UNIQUE )?INDEX IF NOT EXISTS \S+\s+ON (\S+)", ddl, re.MULTILINE)
+    return table is not None and table[1] not in missing
+
+
+def _build_indices(
+    connection: postgres.Connection, settings: Settings, missing: dict[str, str]
+) -> None:
+    """Build what is missing without a lock that writers notice; one that was cut is built anew."""
+    due = {name: ddl for name, ddl in missing.items() if _is_index_of_old_table(name, ddl, missing)}
+    if not due:
+        return
+    # One at a time, in a transaction beside those of the indices, which can be in none.
+    _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
+    with postgres.session(settings, "etl.init_db") as builder:
+        for name in due.keys() & _missing(connection).keys():
+            postgres.execute_alone(builder, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            postgres.execute_alone(builder, due[name].replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
+    connection.commit()
 
 
 def _within_two_seconds(

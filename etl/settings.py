@@ -83,7 +83,9 @@ class Settings:
         0.5, "a destination is recommended whose score is above this", min=0, max=1
     )
 
-    email_min_gap_hours: float = _setting(24.0, "hours between any two mails to a user", min=0)
+    email_min_gap_hours: float = _setting(
+        24.0, "hours between any two mails to a user", min=0, max=8_760
+    )
 
     guard_max_shrink: float = _setting(
         0.5, "refuse a mart that lost more than this part of its rows", min=0, max=1

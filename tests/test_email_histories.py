@@ -121,6 +121,8 @@ class World:
     began: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
     held: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by worker
     ids: set[int] = field(default_factory=set)
+    late: set[int] = field(default_factory=set)  # reported as sent when the lease had run out
+    said: dict[int, str] = field(default_factory=dict)  # the payload of a mail's first attempt
 
     @classmethod
     @contextmanager
@@ -197,17 +199,32 @@ class World:
         silent = self._suppressed()
         claimed = postgres.query(self.workers[worker], "claim_emails", n, worker)
         self.workers[worker].commit()
+        now = dt.datetime.now(dt.UTC)
         for mail in claimed:
-            assert before[mail["id"]]["status"] == "pending"
+            was = before[mail["id"]]
+            assert was["status"] == "pending"
             assert mail["user_id"] not in silent
+            assert was["not_before"] <= now
+            assert was["expires_at"] is None or was["expires_at"] > now - HOUR / 60
+            assert self.said.setdefault(mail["id"], mail["payload"]) == mail["payload"]
+            assert was["idempotency_key"] in (None, mail["idempotency_key"])
+            for row in before.values() if mail["template"] in RULE else ():
+                if row["user_id"] == mail["user_id"] and row["sent_at"]:
+                    assert row["sent_at"] <= now - GAP
+        keys = [row["idempotency_key"] for row in self._queue() if row["attempts"]]
+        assert len(set(keys)) == len(keys)
+        assert None not in keys
         self.held.setdefault(worker, []).extend(claimed)
 
     def complete(self, worker: str, sent: bool) -> None:
         """Finish the mails that the worker believes to hold, in vain where the lease ran out."""
         for mail in self.held.pop(worker, []):
             row = next(row for row in self._queue() if row["id"] == mail["id"])
-            still = row["status"] == "processing" and row["claimed_at"] == mail["claimed_at"]
+            ours = (row["worker"], row["claimed_at"]) == (worker, mail["claimed_at"])
+            still = ours and (sent or row["status"] == "processing")
             claim = (mail["id"], worker, mail["claimed_at"])
+            if sent and row["status"] != "processing":
+                self.late.add(mail["id"])
             done = postgres.query(self.workers[worker], "complete_email", *claim, sent, None)
             self.workers[worker].commit()
             assert bool(done) == still
@@ -231,9 +248,23 @@ class World:
         self.clock += hours
         # By way of another age, as two mails of a user may be exactly so many hours apart.
         for shift in ("INTERVAL '900 years'", f"INTERVAL '{hours} hours' - INTERVAL '900 years'"):
-            moments = ("episode_at", "created_at", "updated_at", "claimed_at", "sent_at")
+            moments = (
+                *("episode_at", "created_at", "updated_at", "claimed_at", "sent_at"),
+                *("not_before", "expires_at"),
+            )
             moved = ", ".join(f"{name} = {name} - ({shift})" for name in moments)
             postgres.execute(self.eye, f"UPDATE crm.email_queue SET {moved}")
+        # A mail's visit has moved, and so has what is made of it.
+        postgres.execute(
+            self.eye,
+            "UPDATE crm.email_queue SET idempotency_key = crm.email_idempotency_key(user_id,"
+            " template, episode_at - INTERVAL '900 years') WHERE attempts > 0",
+        )
+        postgres.execute(
+            self.eye,
+            "UPDATE crm.email_queue SET idempotency_key = crm.email_idempotency_key(user_id,"
+            " template, episode_at) WHERE attempts > 0",
+        )
         self.eye.commit()
         for mails in self.held.values():
             for mail in mails:
@@ -326,7 +357,9 @@ class World:
             mails = [row for row in rows if row["user_id"] == user]
             assert sum(row["status"] in OPEN for row in mails) <= 1
             assert len({key(row) for row in mails}) == len(mails)
-            sent = sorted((row["sent_at"], row["template"]) for row in mails if row["sent_at"])
+            # Which nobody knew of when the next one was handed out.
+            known = [row for row in mails if row["id"] not in self.late]
+            sent = sorted((row["sent_at"], row["template"]) for row in known if row["sent_at"])
             ours = [(at, template) for at, template in sent if template in RULE]
             for (earlier, one), (later, two) in pairwise(ours):
                 assert later - earlier >= GAP, f"{user}: {one} and {two} within the gap"
@@ -487,7 +520,10 @@ COUNTED = {
     "queued": "inserted",
     "pending again": "updated",
     "refreshed": "updated",
-    "unchanged": "unchanged",
+    "waiting": "unchanged",
+    "being sent": "unchanged",
+    "sent": "unchanged",
+    "failed": "unchanged",
     "cancelled": "cancelled",
     "suppressed": "suppressed",
     "held back": "held_back",

@@ -318,8 +318,29 @@ def test_a_visit_that_is_taken_back_replaces_nothing(mart: Mart, select: Select)
     mart(audience(user("ann", "at_risk", last=NOW - 9 * DAY)))
     result = email_triggers.sync()
 
-    assert counts(result) == {"held_back": 1}
+    assert counts(result) == {"updated": 1}
     assert queue(select) == ["ann win_back pending"]
+
+
+@pytest.mark.parametrize("last", [NOW - 9 * DAY, NOW - 400 * DAY, None], ids=str)
+def test_a_waiting_mail_keeps_up_with_a_visit_that_moved_back(
+    last: dt.datetime | None, mart: Mart, select: Select
+) -> None:
+    mart(audience(user("ann", "at_risk", last=NOW - 8 * DAY, searches=10)))
+    email_triggers.sync()
+    (before,) = select("SELECT id, episode_at FROM crm.email_queue")
+
+    mart(audience(user("ann", "at_risk", last=last, searches=99)))
+    dry = email_triggers.sync(dry_run=True)
+    wet, again = email_triggers.sync(), email_triggers.sync()
+
+    (row,) = select("SELECT id, episode_at, payload FROM crm.email_queue")
+    said = json.loads(row["payload"])
+    assert {name: row[name] for name in before} == before
+    assert (said["total_searches"], said["last_seen_at"] is None) == (99, last is None)
+    assert counts(dry) == counts(wet) == {"updated": 1}
+    assert [one["outcome"] for one in dry["outcomes"]] == ["refreshed"]
+    assert "updated" not in counts(again)
 
 
 def test_another_template_replaces_the_waiting_mail_and_back(mart: Mart, select: Select) -> None:
@@ -602,8 +623,37 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(
         "win_back pending again": 1,
         "win_back queued": 1,
         "win_back refreshed": 1,
-        "win_back unchanged": 1,
+        "win_back waiting": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [("pending", "waiting"), ("processing", "being sent"), ("sent", "sent"), ("failed", "failed")],
+)
+def test_a_dry_run_says_where_a_mail_is_that_it_leaves_alone(
+    status: str, word: str, mart: Mart, database: Connection
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    change(database, f"status = '{status}'")
+
+    result = email_triggers.sync(dry_run=True)
+
+    assert counts(result) == {"unchanged": 1}
+    assert result["outcomes"] == [{"template": "win_back", "outcome": word, "mails": 1}]
+
+
+def test_every_outcome_and_reason_is_explained_on_the_page() -> None:
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    sql = "".join(
+        (ROOT / f"sql/postgres/email_{name}.sql").read_text(encoding="utf-8")
+        for name in ("outcomes", "candidates", "changes", "reclassify")
+    )
+    words = set(re.findall(r"(?:THEN|ELSE|reason =) '([a-z_: ]+)'", sql)) - {"held back: "}
+
+    assert {"waiting", "being sent", "gap", "unknown_visit", "old news"} <= words
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []
 
 
 def test_an_outcome_names_five_of_its_users_on_request_alone(

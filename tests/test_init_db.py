@@ -103,11 +103,79 @@ def test_an_older_ledger_gets_its_columns_and_a_run_needs_them(
     assert email_triggers.sync()["inserted"] == 1
 
 
+def test_a_queue_of_before_is_brought_up_beside_a_worker_that_has_not_committed(
+    database: Connection, mart: Mart, select: Select
+) -> None:
+    _do(
+        database,
+        "DROP TABLE crm.email_queue, crm.email_suppressions, crm.email_templates,"
+        " crm.email_allowlist",
+        *(f"DROP FUNCTION crm.{name}" for name in ("email_cap_left", "email_retry_wait")),
+        "DROP FUNCTION crm.email_idempotency_key, crm.record_sent_email",
+        *OLD_QUEUE,
+    )
+
+    made = init_db()
+    again = init_db()
+
+    assert {"crm.email_queue.not_before", "crm.email_queue_due", "crm.email_templates"} <= set(made)
+    assert again == []
+    assert select("SELECT template FROM crm.email_suppressions") == [{"template": "*"}]
+    claimed = postgres.query(database, "claim_emails", 9, "w")
+    database.commit()
+    assert [(mail["user_id"], len(mail["idempotency_key"])) for mail in claimed] == [("b", 64)]
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('c', 'at_risk', 1, 0, 0)"))
+    assert email_triggers.sync()["inserted"] == 1
+
+
+def test_an_index_of_a_table_in_use_makes_no_writer_wait(
+    database: Connection, servers: Servers
+) -> None:
+    """A worker's transaction is open all the while, and another worker claims meanwhile."""
+    _do(database, "DROP INDEX crm.email_queue_due, crm.email_queue_key")
+    _do(
+        database,
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        " SELECT 'u' || n, 'x', 'epoch', 1, '{}' FROM generate_series(1, 5) AS n",
+    )
+    (first,) = postgres.query(database, "claim_emails", 1, "w1")
+
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(init_db)
+        with postgres.session(Settings.from_environment(), "w2") as other:
+            postgres.execute(other, "SET LOCAL lock_timeout = '500ms'")
+            while not making.done() and not postgres.query(other, "claim_emails", 1, "w2"):
+                time.sleep(0.05)
+            (second,) = postgres.select(other, "SELECT count(*) AS n FROM crm.email_queue")
+            other.commit()
+        database.commit()
+        made = making.result(60)
+
+    assert made == ["crm.email_queue_due", "crm.email_queue_key"]
+    assert (first["user_id"], second["n"]) == ("u1", 5)
+    assert init_db() == []
+
+
+def test_an_index_whose_building_was_cut_is_built_anew(
+    database: Connection, servers: Servers, select: Select
+) -> None:
+    superuser = postgres.connect(_superuser(servers), "tests")
+    spoil = (
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'crm.email_queue_due'::regclass"
+    )
+    _do(superuser, spoil)
+    superuser.close()
+
+    assert init_db() == ["crm.email_queue_due"]
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'crm.email_queue_due'::regclass"
+    assert select(valid) == [{"indisvalid": True}]
+
+
 def test_what_is_missing_is_made_alone(database: Connection) -> None:
-    _do(database, "DROP INDEX crm.email_queue_claim", "DROP TABLE etl.rejected_rows")
+    _do(database, "DROP INDEX crm.email_queue_due", "DROP TABLE etl.rejected_rows")
 
     assert init_db() == [
-        "crm.email_queue_claim",
+        "crm.email_queue_due",
         "etl.rejected_rows",
         "etl.rejected_rows_run",
     ]
@@ -222,6 +290,26 @@ OLD_TABLE = """
         lifetime_value numeric(14, 2)
     )
 """
+
+
+# As 0.1.0 made it.
+OLD_QUEUE = (
+    """CREATE TABLE crm.email_queue (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text COLLATE "C" NOT NULL,
+        template text COLLATE "C" NOT NULL, episode_at timestamptz NOT NULL,
+        priority smallint NOT NULL, payload jsonb NOT NULL, status text NOT NULL DEFAULT 'pending',
+        reason text, attempts integer NOT NULL DEFAULT 0, worker text, claimed_at timestamptz,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now(), sent_at timestamptz,
+        UNIQUE (user_id, template, episode_at))""",
+    "CREATE INDEX email_queue_claim ON crm.email_queue (priority, created_at, id)"
+    " WHERE status = 'pending'",
+    """CREATE TABLE crm.email_suppressions (user_id text COLLATE "C" PRIMARY KEY, reason text,
+        since timestamptz NOT NULL DEFAULT now())""",
+    "INSERT INTO crm.email_suppressions (user_id) VALUES ('a')",
+    "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+    " VALUES ('a', 'win_back', 'epoch', 3, '{}'), ('b', 'win_back', 'epoch', 3, '{}')",
+)
 
 
 @pytest.mark.few(3)

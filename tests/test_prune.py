@@ -103,6 +103,23 @@ def test_the_gap_between_any_two_mails_keeps_a_mail_too(
     assert prune(10)["crm.email_queue"] == 0
 
 
+def test_a_gap_or_cooldown_that_the_last_sync_had_keeps_a_mail_as_well(
+    monkeypatch: pytest.MonkeyPatch, mart: Mart
+) -> None:
+    mail("a", "abandoned_search", "sent", 11, 11)
+    mail("b", "win_back", "sent", 400, 400)
+    mart(segments("('c', 'regular', 1, 0, 0)"))
+    with monkeypatch.context() as syncs:
+        syncs.setenv("EMAIL_MIN_GAP_HOURS", str(24 * 12))
+        email_triggers.sync()
+    execute("UPDATE crm.email_templates SET cooldown = NULL WHERE template = 'win_back'")
+
+    assert prune(10)["crm.email_queue"] == 0
+
+    email_triggers.sync()
+    assert prune(10)["crm.email_queue"] == 2
+
+
 @pytest.mark.parametrize("visit", ["now() - INTERVAL 1 DAY", "now() - INTERVAL 100 DAY"])
 def test_nothing_that_was_sent_is_queued_again(mart: Mart, select: Select, visit: str) -> None:
     everybody = ", ".join(

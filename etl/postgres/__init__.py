@@ -2,7 +2,7 @@
 
 from etl.postgres.copy import copy_to_temp
 from etl.postgres.merge import UNIQUE_VIOLATION, Merge, merge, refuse_unwritten, write
-from etl.postgres.query import execute, query, savepoint, select, stream
+from etl.postgres.query import execute, execute_alone, query, savepoint, select, stream
 from etl.postgres.session import STOP_SECONDS, Call, Connection, connect, in_thread, session
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "connect",
     "copy_to_temp",
     "execute",
+    "execute_alone",
     "in_thread",
     "merge",
     "query",

@@ -61,6 +61,11 @@ def stream(
     return connection.submit(work)
 
 
+def execute_alone(connection: Connection, sql: str) -> None:
+    """Run one statement that must not be in a transaction, when none is open."""
+    connection.call_alone(partial(session.execute, sql=sql))
+
+
 @contextmanager
 def savepoint(connection: Connection) -> Iterator[None]:
     """Undo no more than the block where a statement in it fails, so that another may follow."""

@@ -70,6 +70,12 @@ class Connection:
         """
         return self.submit(work).result()
 
+    def call_alone(self, work: Callable[[Raw], _T]) -> _T:
+        """Do work that must not be in a transaction, with the settings of the role."""
+        if self._pid is not None:
+            raise SyncError("a transaction is open")
+        return self._start(work).result()
+
     def submit(self, work: Callable[[Raw], _T]) -> Call[_T]:
         """Start work on the driver's connection, which can do one thing at a time.
 

@@ -102,8 +102,9 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         `overdue`, `abandoned` (it says running but its lock is free), `lock_taken` (the last
         attempt, if it found the lock taken), `problem` (`sync`, `what` and `next` command, or
         None), `trend` (its last runs, oldest first) and `rejects` (of the last run, by reason);
-        `queue`: mails by status, and in each `templates`; `overdue`: names; `problems`: of all
-        syncs; with `--history` also `history`, newest first.
+        `queue`: mails by status, and in each `templates`; `reins`: allowlist, paused and capped
+        templates; `overdue`: names; `problems`: of all syncs; with `--history` also `history`,
+        newest first.
 
     Raises:
         SyncError: Postgres cannot be reached or read.
@@ -123,6 +124,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         runs = postgres.query(connection, "status_runs", max(flags.runs, flags.listed))
         ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
         queue = postgres.query(connection, "status_queue")
+        (reins,) = postgres.query(connection, "status_reins")
         known = _Snapshot(
             now=now,
             max_age=flags.hours,
@@ -140,6 +142,7 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
         "at": now,
         "syncs": syncs,
         "queue": _by_status(queue),
+        "reins": reins,
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
         "problems": [sync["problem"] for sync in syncs if sync["problem"]],
         **({"history": known.runs[: flags.listed]} if flags.listed else {}),
@@ -188,11 +191,12 @@ def _by_status(queue: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return mails by status, and in each by template."""
     statuses: dict[str, dict[str, Any]] = {}
     for row in queue:
-        one = statuses.setdefault(
-            row["status"], {"mails": 0, "oldest_at": row["oldest_at"], "templates": {}}
-        )
+        one = statuses.setdefault(row["status"], {**row, "mails": 0, "templates": {}})
+        one.pop("template", None)
         one["mails"] += row["mails"]
         one["oldest_at"] = min(one["oldest_at"], row["oldest_at"])
+        claims = [each["claimed_at"] for each in (one, row) if each["claimed_at"]]
+        one["claimed_at"] = min(claims, default=None)
         one["templates"][row["template"]] = {
             "mails": row["mails"],
             "oldest_at": row["oldest_at"],

@@ -18,6 +18,9 @@ from etl.status.problems import ago
 
 _STYLES = {"ok": "green", "running": "cyan", "refused": "yellow", "cancelled": "yellow"}
 _BAD = "bold red"
+
+# Workers that follow docs/email-queue.md give back what they have held for longer.
+LEASE = dt.timedelta(minutes=10)
 _INDENT = 17  # most syncs' names and two spaces; a longer name has a line of its own
 
 
@@ -99,10 +102,33 @@ def _show_queue(console: Console, known: dict[str, Any]) -> None:
         waiting = queue.get("pending")
         oldest = f" (oldest {ago(known['at'] - waiting['oldest_at'])})" if waiting else ""
         counts = ", ".join(
-            f"{row['mails']:,} {name}{oldest if name == 'pending' else ''}"
+            f"{row['mails']:,} {name}{oldest if name == 'pending' else ''}{_held(row, known['at'])}"
             for name, row in queue.items()
         )
         console.print(Padding(Text(f"mail queue: {counts}"), (1, 0, 0, 0)))
+    for text in _mail_notes(known):
+        console.print(Text(text, _STYLES["refused"]))
+
+
+def _held(row: dict[str, Any], now: dt.datetime) -> str:
+    return f" (oldest {ago(now - row['claimed_at'])})" if row["claimed_at"] else ""
+
+
+def _mail_notes(known: dict[str, Any]) -> list[str]:
+    reins, held = known["reins"], known["queue"].get("processing")
+    notes = []
+    if held and held["claimed_at"] and (age := known["at"] - held["claimed_at"]) > LEASE:
+        notes.append(
+            f"a worker claimed a mail {ago(age)} and has not reported it: is it alive, and does"
+            " release_stale_emails.sql run?"
+        )
+    if reins["allowlist"]:
+        notes.append(f"only {reins['allowlist']:,} users are mailed: crm.email_allowlist is on")
+    if reins["paused"]:
+        notes.append(f"paused templates: {reins['paused']}")
+    if reins["daily_caps"]:
+        notes.append(f"mails a day at most: {reins['daily_caps']}")
+    return notes
 
 
 def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:

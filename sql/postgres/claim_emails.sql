@@ -1,17 +1,112 @@
--- Take up to $1 waiting mails for worker $2: the most urgent first, then the oldest.
--- Mails of suppressed users are passed over, and so is what somebody else is taking just now.
-WITH next AS MATERIALIZED (
-    SELECT q.id
-    FROM crm.email_queue AS q
-    WHERE
-        q.status = 'pending'
-        -- OFFSET 0 keeps this a look-up per mail: the planner might read all suppressions.
-        AND NOT EXISTS (
-            SELECT FROM crm.email_suppressions AS s WHERE s.user_id = q.user_id OFFSET 0
-        )
-    ORDER BY q.priority, q.created_at, q.id
+-- Take up to $1 waiting mails for worker $2: the most urgent first, then those never tried, then
+-- the oldest. Passed over are mails that are not due or over, of paused templates and beyond a
+-- template's daily cap, of users who are suppressed, not on the allowlist (while it has rows) or
+-- were mailed too lately, and what somebody else is taking just now.
+WITH RECURSIVE
+-- Each template and priority that waits, by one look into the index for each.
+kinds AS (
+    (
+        SELECT q.template, q.priority
+        FROM crm.email_queue AS q
+        WHERE q.status = 'pending'
+        ORDER BY q.template, q.priority
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT n.template, n.priority
+    FROM kinds AS k
+    CROSS JOIN LATERAL (
+        SELECT q.template, q.priority
+        FROM crm.email_queue AS q
+        WHERE q.status = 'pending' AND (q.template, q.priority) > (k.template, k.priority)
+        ORDER BY q.template, q.priority
+        LIMIT 1
+    ) AS n
+),
+
+allowed AS MATERIALIZED (
+    SELECT
+        k.template,
+        k.priority,
+        t.template IS NOT NULL AS has_rule,
+        t.cooldown,
+        t.min_gap,
+        CASE
+            WHEN t.daily_cap IS NULL THEN $1::bigint
+            ELSE least($1::bigint, crm.email_cap_left(k.template, t.daily_cap))
+        END AS most
+    FROM kinds AS k
+    LEFT JOIN crm.email_templates AS t ON t.template = k.template
+    WHERE t.paused IS NOT true
+),
+
+-- One priority after the other, so that no more mails are locked than are taken.
+next AS MATERIALIZED (
+    SELECT c.id, c.template, c.most
+    FROM (SELECT DISTINCT a.priority FROM allowed AS a ORDER BY a.priority) AS p
+    CROSS JOIN LATERAL (
+        SELECT m.id, a.template, a.most
+        FROM allowed AS a
+        CROSS JOIN LATERAL (
+            SELECT q.id, q.not_before, q.created_at
+            FROM crm.email_queue AS q
+            WHERE
+                q.status = 'pending'
+                AND q.template = a.template
+                AND q.priority = a.priority
+                AND q.not_before <= pg_catalog.statement_timestamp()
+                AND (q.expires_at IS NULL OR q.expires_at > pg_catalog.statement_timestamp())
+                -- OFFSET 0 keeps these a look-up per mail: the planner might read the whole table.
+                AND NOT EXISTS (
+                    SELECT
+                    FROM crm.email_suppressions AS s
+                    WHERE s.user_id = q.user_id AND (s.template = '*' OR s.template = q.template)
+                    OFFSET 0
+                )
+                AND (
+                    NOT EXISTS (SELECT FROM crm.email_allowlist)
+                    OR EXISTS (
+                        SELECT FROM crm.email_allowlist AS l WHERE l.user_id = q.user_id OFFSET 0
+                    )
+                )
+                -- What was sent since it was queued, by a late report or without the queue.
+                AND NOT EXISTS (
+                    SELECT
+                    FROM crm.email_queue AS o
+                    WHERE
+                        a.has_rule
+                        AND o.user_id = q.user_id
+                        AND o.sent_at IS NOT NULL
+                        AND (
+                            o.sent_at > pg_catalog.statement_timestamp() - a.min_gap
+                            OR (
+                                o.template = q.template
+                                AND (
+                                    a.cooldown IS NULL
+                                    OR o.sent_at > pg_catalog.statement_timestamp() - a.cooldown
+                                )
+                            )
+                        )
+                    OFFSET 0
+                )
+            ORDER BY q.not_before, q.created_at, q.id
+            LIMIT a.most
+            FOR UPDATE OF q SKIP LOCKED
+        ) AS m
+        WHERE a.priority = p.priority
+        ORDER BY m.not_before, m.created_at, m.id
+        LIMIT $1::bigint
+    ) AS c
     LIMIT $1::bigint
-    FOR UPDATE OF q SKIP LOCKED
+),
+
+-- A template may have mails of several priorities, and has one cap.
+within_cap AS (
+    SELECT n.id
+    FROM (
+        SELECT id, most, pg_catalog.row_number() OVER (PARTITION BY template) AS number FROM next
+    ) AS n
+    WHERE n.number <= n.most
 ),
 
 claimed AS (
@@ -23,12 +118,18 @@ claimed AS (
         claimed_at = pg_catalog.date_trunc('milliseconds', pg_catalog.clock_timestamp()),
         updated_at = pg_catalog.clock_timestamp(),
         attempts = q.attempts + 1,
-        reason = NULL
-    FROM next
-    WHERE q.id = next.id
+        reason = NULL,
+        idempotency_key = coalesce(
+            q.idempotency_key,
+            crm.email_idempotency_key(q.user_id, q.template, q.episode_at)
+        )
+    FROM within_cap AS w
+    WHERE q.id = w.id
     RETURNING q.*
 )
 
-SELECT id, user_id, template, episode_at, priority, payload, attempts, worker, claimed_at
+SELECT
+    id, user_id, template, episode_at, priority, payload, attempts, worker, claimed_at,
+    idempotency_key
 FROM claimed
-ORDER BY priority, created_at, id
+ORDER BY priority, not_before, created_at, id

@@ -1,6 +1,6 @@
 -- Stage the candidates: fresh occasions that are not in the queue, or were taken back before they
 -- were sent, each with what speaks against queueing it (nothing: null).
--- $1 hours between any two mails to a user.
+-- $1 hours between any two mails to a user; $2 the visit of a mart without visits.
 -- Staged before: triggers (one row per user whose segment calls for a mail), rules (one row a
 -- template, times in seconds).
 CREATE TEMPORARY TABLE pg_temp.candidates ON COMMIT DROP AS
@@ -18,7 +18,11 @@ SELECT
     f.cancelled_id,
     h.waiting_id,
     CASE
-        WHEN s.user_id IS NOT NULL THEN 'suppressed'
+        WHEN EXISTS (
+            SELECT
+            FROM crm.email_suppressions AS s
+            WHERE s.user_id = f.user_id AND s.template IN ('*', f.template)
+        ) THEN 'suppressed'
         WHEN h.blocks_new THEN 'open'
         WHEN r.cooldown IS NULL AND h.last_same IS NOT NULL THEN 'cooldown' -- never again
         WHEN h.last_same > now() - make_interval(secs => r.cooldown) THEN 'cooldown'
@@ -26,7 +30,6 @@ SELECT
     END AS blocked_by
 FROM fresh AS f
 JOIN pg_temp.rules AS r ON r.template = f.template
-LEFT JOIN crm.email_suppressions AS s ON s.user_id = f.user_id
 -- What else the user has in the queue. One look into its index a candidate, whatever the planner
 -- believes of their number.
 CROSS JOIN LATERAL (
@@ -34,12 +37,15 @@ CROSS JOIN LATERAL (
         max(q.id) FILTER (WHERE q.status = 'pending') AS waiting_id, -- there is one at most
         bool_or(
             q.status = 'processing'
-            -- One that waits gives way, unless it is of a later visit or not ours to take back.
-            OR q.status = 'pending' AND (
-                q.template NOT IN (SELECT template FROM pg_temp.rules)
-                OR q.template = f.template AND q.episode_at > f.episode_at
-            )
+            -- One that waits gives way, unless it is not ours to take back.
+            OR q.status = 'pending' AND q.template NOT IN (SELECT template FROM pg_temp.rules)
         ) AS blocks_new,
+        bool_or(
+            q.status = 'pending'
+            AND q.template = f.template
+            AND q.episode_at > f.episode_at
+            AND q.episode_at <> $2::timestamptz
+        ) AS moved_back,
         max(coalesce(q.sent_at, q.created_at)) FILTER (WHERE q.status <> 'pending') AS last_mail,
         max(coalesce(q.sent_at, q.created_at)) FILTER (
             WHERE q.status <> 'pending' AND q.template = f.template
@@ -47,3 +53,5 @@ CROSS JOIN LATERAL (
     FROM crm.email_queue AS q
     WHERE q.user_id = f.user_id AND q.status <> 'cancelled'
 ) AS h
+-- The visit moved back: the waiting mail is about it, and keeps up.
+WHERE h.moved_back IS NOT true

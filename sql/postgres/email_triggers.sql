@@ -12,7 +12,8 @@ WITH
 -- Claiming skips this lock, and completing does not wait for it: should a mail turn out to be a
 -- worker's only when it is locked, the worker is not held up until this transaction ends.
 lockable AS MATERIALIZED (
-    SELECT q.id, c.reason, c.is_due, c.priority, c.payload
+    SELECT
+        q.id, c.reason, c.is_due, c.without_episode, c.priority, c.payload, c.expires_at
     FROM pg_temp.changes AS c
     JOIN crm.email_queue AS q ON q.id = c.id
     WHERE array_position('{pending}', q.status) > 0
@@ -29,10 +30,14 @@ cancelled AS (
 
 refreshed AS (
     UPDATE crm.email_queue AS q
-    SET priority = f.priority, payload = f.payload, updated_at = now()
+    SET
+        priority = f.priority,
+        payload = CASE WHEN q.attempts = 0 THEN f.payload ELSE q.payload END,
+        expires_at = f.expires_at,
+        updated_at = now()
     FROM lockable AS f
     WHERE q.id = f.id AND array_position('{pending}', q.status) > 0 AND f.reason IS NULL
-    RETURNING q.id
+    RETURNING q.id, f.is_due, f.without_episode
 ),
 
 -- A user's waiting mail must be cancelled before the next is queued, or the index email_queue_open
@@ -46,8 +51,8 @@ approved AS MATERIALIZED (
 ),
 
 inserted AS (
-    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)
-    SELECT t.user_id, t.template, t.episode_at, t.priority, t.payload::jsonb
+    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
+    SELECT t.user_id, t.template, t.episode_at, t.priority, t.payload::jsonb, t.expires_at
     FROM approved AS a
     JOIN pg_temp.triggers AS t ON t.user_id = a.user_id
     WHERE a.cancelled_id IS NULL
@@ -62,7 +67,8 @@ revived AS (
         status = 'pending',
         reason = NULL,
         priority = t.priority,
-        payload = t.payload::jsonb,
+        payload = CASE WHEN q.attempts = 0 THEN t.payload::jsonb ELSE q.payload END,
+        expires_at = t.expires_at,
         updated_at = now()
     FROM approved AS a
     JOIN pg_temp.triggers AS t ON t.user_id = a.user_id
@@ -90,19 +96,24 @@ totals AS (
         (SELECT count(*) FROM inserted) AS inserted,
         (SELECT count(*) FROM revived) AS revived,
         (SELECT count(*) FROM refreshed) AS refreshed,
+        (SELECT count(*) FROM refreshed WHERE is_due) AS refreshed_due,
+        (SELECT count(*) FROM refreshed WHERE without_episode) AS refreshed_without_episode,
         (SELECT count(*) FROM cancelled) AS cancelled,
         (SELECT count(*) FROM cancelled WHERE is_due) AS cancelled_due,
-        (SELECT count(*) FROM cancelled WHERE reason NOT IN ('superseded', 'suppressed'))
-            AS cancelled_by_mart
+        (
+            SELECT count(*) FROM cancelled
+            WHERE reason NOT IN ('superseded', 'suppressed', 'unknown_visit')
+        ) AS cancelled_by_mart
 )
 
 SELECT
     inserted,
     refreshed + revived AS updated,
-    due - candidates - refreshed - cancelled_due AS unchanged,
+    due - candidates - refreshed_due - cancelled_due AS unchanged,
     cancelled,
     suppressed,
-    candidates - inserted - revived - suppressed + without_episode AS held_back,
+    candidates - inserted - revived - suppressed + without_episode - refreshed_without_episode
+        AS held_back,
     -- Somebody else was faster, or a trigger dropped it: see email_unwritten.sql.
     lockable + approved - cancelled - refreshed - inserted - revived AS unwritten,
 

@@ -8,7 +8,11 @@ WITH unchanged AS (
     WHERE
         q.status = 'pending'
         AND q.updated_at < now()
-        AND (c.reason IS NOT NULL OR (q.priority, q.payload) IS DISTINCT FROM (c.priority, c.payload))
+        AND (
+            c.reason IS NOT NULL
+            OR (q.priority, q.payload, q.expires_at)
+            IS DISTINCT FROM (c.priority, c.payload, c.expires_at)
+        )
     FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 

@@ -1,5 +1,6 @@
 -- Drop mails that ended more than $1 days ago and that no later sync looks for; return how
 -- many, and how many were due.
+-- Where the last sync had a longer cooldown or gap (crm.email_templates), that counts.
 -- $2 the rules, a JSON list of {template, max_age, cooldown} in seconds; $3 hours between any
 -- two mails to a user; $4 hours that a mart may be old.
 -- A sync looks for a mail for as long as its episode can come again, which is until a mart that
@@ -8,10 +9,15 @@
 -- ever) and the gap go on. A mail of a template without a rule is not ours.
 WITH rules AS (
     SELECT
-        template,
-        make_interval(secs => max_age) AS max_age,
-        make_interval(secs => cooldown) AS cooldown
+        told.template,
+        make_interval(secs => told.max_age) AS max_age,
+        CASE
+            WHEN told.cooldown IS NOT NULL AND (t.template IS NULL OR t.cooldown IS NOT NULL)
+                THEN greatest(make_interval(secs => told.cooldown), t.cooldown)
+        END AS cooldown,
+        greatest(make_interval(secs => $3::float8 * 3600), t.min_gap) AS min_gap
     FROM jsonb_to_recordset($2::jsonb) AS told (template text, max_age float8, cooldown float8)
+    LEFT JOIN crm.email_templates AS t ON t.template = told.template
 ),
 
 due AS MATERIALIZED (
@@ -27,7 +33,7 @@ due AS MATERIALIZED (
             OR (
                 coalesce(q.sent_at, q.created_at) < now() - r.cooldown
                 AND coalesce(q.sent_at, q.created_at)
-                < now() - make_interval(secs => $3::float8 * 3600)
+                < now() - r.min_gap
             )
         )
 ),

@@ -25,6 +25,7 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role)
 REVOKE ALL ON DATABASE :"DBNAME" FROM :all;
 REVOKE ALL ON SCHEMA crm, etl FROM :all;
 REVOKE ALL ON ALL TABLES IN SCHEMA crm, etl FROM :all;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crm, etl FROM :all;
 
 GRANT CONNECT ON DATABASE :"DBNAME" TO :roles;
 GRANT USAGE ON SCHEMA crm TO :roles;
@@ -33,7 +34,9 @@ GRANT USAGE ON SCHEMA etl TO :jobs;
 -- Rows are staged in temporary tables.
 GRANT TEMPORARY ON DATABASE :"DBNAME" TO searchflow_etl;
 GRANT SELECT, INSERT, UPDATE ON crm.user_segments, crm.email_queue, etl.sync_runs TO searchflow_etl;
-GRANT SELECT ON crm.email_suppressions TO searchflow_etl;
+GRANT SELECT ON crm.email_suppressions, crm.email_allowlist TO searchflow_etl;
+-- Whether a template is paused or capped is not for syncs to change.
+GRANT SELECT, INSERT, UPDATE (cooldown, min_gap) ON crm.email_templates TO searchflow_etl;
 GRANT INSERT ON etl.rejected_rows TO searchflow_etl;
 
 GRANT searchflow_etl TO searchflow_etl_mirror; -- with all it may
@@ -43,17 +46,23 @@ GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
 GRANT SELECT (id, template, episode_at, status, created_at, updated_at, sent_at), DELETE
     ON crm.email_queue TO searchflow_prune;
+GRANT SELECT ON crm.email_templates TO searchflow_prune;
 
 GRANT SELECT ON etl.sync_runs TO searchflow_status;
 GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
-GRANT SELECT (status, template, created_at) ON crm.email_queue TO searchflow_status;
+GRANT SELECT (status, template, created_at, claimed_at) ON crm.email_queue TO searchflow_status;
+GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_status;
 
 -- To whom a mail goes and what it says is not for workers to change.
-GRANT SELECT, UPDATE (status, reason, attempts, worker, claimed_at, updated_at, sent_at)
-    ON crm.email_queue TO searchflow_mailer;
-GRANT SELECT (user_id), INSERT ON crm.email_suppressions TO searchflow_mailer;
+GRANT SELECT, UPDATE (
+    status, reason, attempts, worker, claimed_at, updated_at, sent_at, not_before, idempotency_key
+) ON crm.email_queue TO searchflow_mailer;
+GRANT SELECT (user_id, template), INSERT ON crm.email_suppressions TO searchflow_mailer;
+GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_mailer;
+GRANT EXECUTE ON FUNCTION crm.record_sent_email TO searchflow_mailer;
 
-GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions TO searchflow_reader;
+GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
+    crm.email_allowlist TO searchflow_reader;
 
 -- What everybody may comes on top of that. Other programs may need it, so it is told, not revoked.
 SELECT

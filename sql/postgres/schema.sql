@@ -59,6 +59,9 @@ CREATE TABLE IF NOT EXISTS crm.email_queue (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     sent_at    timestamptz,
+    not_before timestamptz NOT NULL DEFAULT 'epoch',
+    expires_at timestamptz,
+    idempotency_key text COLLATE "C",
     UNIQUE (user_id, template, episode_at)
 )
 -- Every mail changes a few times and then never again: claims step over what is not yet vacuumed.
@@ -70,21 +73,150 @@ WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0
 CREATE UNIQUE INDEX IF NOT EXISTS email_queue_open
     ON crm.email_queue (user_id) WHERE array_position('{pending,processing}', status) > 0;
 
--- makes: crm.email_queue_claim
--- The order in which workers claim, however many finished rows there are.
-CREATE INDEX IF NOT EXISTS email_queue_claim
-    ON crm.email_queue (priority, created_at, id) WHERE status = 'pending';
+-- makes: crm.email_queue.not_before
+-- A constant default: no row is written.
+ALTER TABLE crm.email_queue
+    ADD COLUMN IF NOT EXISTS not_before timestamptz NOT NULL DEFAULT 'epoch';
+
+-- makes: crm.email_queue.expires_at
+ALTER TABLE crm.email_queue ADD COLUMN IF NOT EXISTS expires_at timestamptz;
+
+-- makes: crm.email_queue.idempotency_key
+ALTER TABLE crm.email_queue ADD COLUMN IF NOT EXISTS idempotency_key text COLLATE "C";
+
+-- makes: crm.email_queue_due
+-- For each template and priority, the order in which workers claim: a claim finds what is due and
+-- allowed, however many mails are finished, wait for their next attempt, or are of paused templates.
+CREATE INDEX IF NOT EXISTS email_queue_due
+    ON crm.email_queue (template, priority, not_before, created_at, id)
+    WHERE status OPERATOR(pg_catalog.=) 'pending';
+
+-- makes: crm.email_queue_sent
+-- What was sent today, of a template with a daily cap.
+CREATE INDEX IF NOT EXISTS email_queue_sent
+    ON crm.email_queue (template, sent_at) WHERE sent_at IS NOT NULL;
+
+-- makes: crm.email_queue_key
+CREATE UNIQUE INDEX IF NOT EXISTS email_queue_key
+    ON crm.email_queue (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 -- makes: crm.email_queue_lease
 CREATE INDEX IF NOT EXISTS email_queue_lease
     ON crm.email_queue (claimed_at) WHERE status = 'processing';
 
 -- makes: crm.email_suppressions
+-- The template '*' stands for all of them.
 CREATE TABLE IF NOT EXISTS crm.email_suppressions (
-    user_id text COLLATE "C" PRIMARY KEY,
-    reason  text,
-    since   timestamptz NOT NULL DEFAULT now()
+    user_id  text COLLATE "C" NOT NULL,
+    reason   text,
+    since    timestamptz NOT NULL DEFAULT now(),
+    template text COLLATE "C" NOT NULL DEFAULT '*',
+    CONSTRAINT email_suppressions_key PRIMARY KEY (user_id, template)
 );
+
+-- makes: crm.email_suppressions.template
+ALTER TABLE crm.email_suppressions
+    ADD COLUMN IF NOT EXISTS template text COLLATE "C" NOT NULL DEFAULT '*';
+
+-- makes: crm.email_suppressions.email_suppressions_key
+DO $$
+BEGIN
+    IF to_regclass('crm.email_suppressions_key') IS NULL THEN
+        ALTER TABLE crm.email_suppressions
+            DROP CONSTRAINT email_suppressions_pkey,
+            ADD CONSTRAINT email_suppressions_key PRIMARY KEY (user_id, template);
+    END IF;
+END
+$$;
+
+-- makes: crm.email_templates
+-- The reins: `paused` and `daily_cap` are for people to set, and nothing here ever sets them again.
+-- The times are those of the rules at the last run (cooldown null: never again).
+CREATE TABLE IF NOT EXISTS crm.email_templates (
+    template  text COLLATE "C" PRIMARY KEY,
+    paused    boolean NOT NULL DEFAULT false,
+    daily_cap integer CHECK (daily_cap >= 0),
+    cooldown  interval,
+    min_gap   interval NOT NULL DEFAULT '0'
+);
+
+-- makes: crm.email_allowlist
+-- While it has rows, only these users are mailed.
+CREATE TABLE IF NOT EXISTS crm.email_allowlist (
+    user_id text COLLATE "C" PRIMARY KEY,
+    note    text
+);
+
+-- makes: crm.email_idempotency_key
+-- What a mail is, whatever its row's number: user, template and visit.
+CREATE OR REPLACE FUNCTION crm.email_idempotency_key(
+    user_id text, template text, episode_at timestamptz
+) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN encode(
+    sha256(
+        convert_to(
+            jsonb_build_array(user_id, template, extract(EPOCH FROM episode_at)::text)::text,
+            'UTF8'
+        )
+    ),
+    'hex'
+);
+
+-- makes: crm.email_retry_wait
+-- How long a mail waits after so many attempts; null: it is given up, 70 hours after the first.
+CREATE OR REPLACE FUNCTION crm.email_retry_wait(attempts int) RETURNS interval
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN attempts < 9 THEN make_interval(mins => least(4 ^ (attempts - 1), 1440)::int)
+END;
+
+-- makes: crm.email_cap_left
+-- How many mails of a template may still be handed out today (UTC): none while another claim of
+-- it is not committed. Two statements, the second of which sees what a claim before it committed.
+CREATE OR REPLACE FUNCTION crm.email_cap_left(kind text, cap int) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    today timestamptz := date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
+    used bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('crm.email_cap.' || kind, 0)) THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) INTO used
+    FROM (
+        SELECT FROM crm.email_queue AS q
+        WHERE q.template = kind AND q.sent_at >= today
+        UNION ALL
+        SELECT FROM crm.email_queue AS q
+        WHERE q.template = kind AND q.status = 'processing'
+    ) AS m;
+    RETURN greatest(cap - used, 0);
+END
+$$;
+
+-- makes: crm.record_sent_email
+-- Record a mail that was sent without the queue. With its owner's rights, because a worker may
+-- queue no mail.
+DO $do$
+BEGIN
+    CREATE OR REPLACE FUNCTION crm.record_sent_email(who text, kind text, at timestamptz)
+    RETURNS SETOF bigint
+    LANGUAGE sql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+        INSERT INTO crm.email_queue (
+            user_id, template, episode_at, priority, payload, status, reason, created_at, sent_at
+        )
+        VALUES (who, kind, at, 9, '{}', 'sent', 'recorded', at, at)
+        ON CONFLICT DO NOTHING
+        RETURNING id
+    $$;
+    REVOKE ALL ON FUNCTION crm.record_sent_email FROM public;
+END
+$do$;
 
 -- makes: etl.sync_runs
 CREATE TABLE IF NOT EXISTS etl.sync_runs (

@@ -1,0 +1,20 @@
+-- Give the mails of a former template its new name; one that a worker is changing just now follows at
+-- the next run. Staged before: rules.
+UPDATE crm.email_queue AS q
+SET template = f.template
+FROM (
+    SELECT o.id, r.template
+    FROM crm.email_queue AS o
+    JOIN pg_temp.rules AS r ON r.renamed_from = o.template
+    WHERE
+        NOT EXISTS (
+            SELECT
+            FROM crm.email_queue AS n
+            WHERE
+                n.user_id = o.user_id
+                AND n.template = r.template
+                AND n.episode_at = o.episode_at
+        )
+    FOR NO KEY UPDATE OF o SKIP LOCKED
+) AS f
+WHERE q.id = f.id

@@ -1,0 +1,147 @@
+"""An outage of the mail provider loses no mail, and no other program ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from destinations import Mart, Select, execute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mails import audience, queue, user
+from test_email_reins import claim, complete, open_worker, pass_time
+
+from etl import email_triggers, postgres
+from etl.errors import SyncError
+
+STEP = 0.5  # hours between two looks of a worker
+
+
+@settings(
+    max_examples=6,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(begins=st.floats(0, 24), lasts=st.floats(0, 24), dies=st.booleans())
+def test_an_outage_loses_no_mail(
+    environment: Path, begins: float, lasts: float, dies: bool
+) -> None:
+    """Whether the worker tells of it or is gone each time; every mail is sent once afterwards."""
+    execute("TRUNCATE crm.email_queue", enqueue(5))
+    sent: list[str] = []
+    hour = 0.0
+    with open_worker() as ask:
+        while len(sent) < 10 and hour < 60:
+            if hour == 12:
+                execute(enqueue(5, "late"))
+            for mail in claim(ask):
+                if not begins <= hour <= begins + lasts:
+                    assert complete(ask, mail)
+                    sent.append(mail["user_id"])
+                elif not dies:
+                    assert complete(ask, mail, sent=False)
+            pass_time(STEP)
+            hour += STEP
+            ask("release_stale_emails", 60.0)
+
+    assert sorted(sent) == sorted({f"u{n}" for n in range(5)} | {f"late{n}" for n in range(5)})
+
+
+def test_claims_that_fail_in_a_loop_burn_one_attempt(environment: Path, select: Select) -> None:
+    execute(enqueue(20))
+    with open_worker() as ask:
+        for _ in range(10):
+            for mail in claim(ask):
+                complete(ask, mail, sent=False)
+
+    assert select("SELECT DISTINCT status, attempts FROM crm.email_queue") == [
+        {"status": "pending", "attempts": 1}
+    ]
+
+
+# Beside other programs
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("deed", ["insert", "revive", "claim"])
+def test_another_program_at_any_statement_ends_no_run(
+    deed: str, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each statement of a run in turn, until there are no more."""
+    at, statements = 0, 1
+    while at < statements:
+        execute("TRUNCATE crm.email_queue, etl.sync_runs")
+        mart(audience(user("ann", "at_risk"), user("bob", "regular"), user("eve", "high_value")))
+        email_triggers.sync()
+        mart(audience(user("ann", "regular"), user("bob", "regular"), user("eve", "high_value")))
+        email_triggers.sync()
+        mart(audience(user("ann", "at_risk"), user("bob", "at_risk"), user("eve", "at_risk")))
+
+        with monkeypatch.context() as patched:
+            seen = meddle(patched, at, lambda: do(DEEDS[deed]))
+            result = email_triggers.sync()
+            statements = len(seen)
+
+        assert result["status"] == "ok"
+        mails = [mail for mail in queue(select) if mail.endswith(("pending", "processing"))]
+        users = [mail.split()[0] for mail in mails]
+        assert len(users) == len(set(users)), mails
+        at += 1
+    assert statements > 10
+
+
+DEEDS = {
+    "insert": "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+    " SELECT name, 'receipt', 'epoch', 1, '{}' FROM unnest('{ann,bob,eve}'::text[]) AS name"
+    " ON CONFLICT DO NOTHING",
+    "revive": "UPDATE crm.email_queue AS q SET status = 'pending', updated_at = clock_timestamp()"
+    " WHERE q.status = 'cancelled' AND NOT EXISTS (SELECT FROM crm.email_queue AS o"
+    " WHERE o.user_id = q.user_id AND o.status = 'pending')",
+    "claim": "UPDATE crm.email_queue SET status = 'processing', updated_at = clock_timestamp()"
+    " WHERE status = 'pending'",
+}
+
+
+def do(statement: str) -> None:
+    """As a program does that waits for no lock of ours."""
+    with suppress(SyncError):
+        execute("SET LOCAL lock_timeout = '50ms'", statement)
+
+
+def meddle(patched: pytest.MonkeyPatch, at: int, deed: Callable[[], object]) -> list[str]:
+    """Do something before statement `at` of a run; return the statements as they come."""
+    seen: list[str] = []
+    submit = postgres.Connection.submit
+
+    def submitted(self: postgres.Connection, work: Any) -> Any:
+        if self is mine and len(seen) == at:
+            seen.append("")
+            deed()
+        elif self is mine:
+            seen.append("")
+        return submit(self, work)
+
+    mine: postgres.Connection | None = None
+    connect = email_triggers.load
+
+    def load(run: Any) -> None:
+        nonlocal mine
+        mine = run.postgres
+        connect(run)
+
+    patched.setattr(postgres.Connection, "submit", submitted)
+    patched.setattr(email_triggers, "load", load)
+    return seen
+
+
+def enqueue(number: int, name: str = "u") -> str:
+    return (
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        f" SELECT '{name}' || n - 1, 'win_back', 'epoch', 3, '{{}}'"
+        f" FROM generate_series(1, {number}) AS n"
+    )

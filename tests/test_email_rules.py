@@ -1,0 +1,146 @@
+"""The rules of mails are checked where they are read, and a template may change its name."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import command
+from destinations import Mart, Select, execute
+from mails import HOUR, NOW, audience, counts, queue, user
+
+from etl import email_triggers
+from etl.errors import Refused, UsageError
+from etl.mail import rules
+from etl.mail.rules import RULES
+
+
+@pytest.fixture
+def win_back(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Change the rule of at_risk."""
+
+    def change(**fields: Any) -> None:
+        changed = [replace(r, **fields) if r.segment == "at_risk" else r for r in RULES]
+        monkeypatch.setattr(rules, "RULES", tuple(changed))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"segment": "new_user"}, "two rules have the segment 'new_user'"),
+        ({"template": "welcome"}, "two rules have the template 'welcome'"),
+        ({"payload": ("age", "segment")}, "win_back: no column age; there are "),
+        ({"episode": "seen_at"}, "win_back: no column seen_at; "),
+        ({"episode": "platform"}, "platform is no visit"),
+        ({"max_age": dt.timedelta(0)}, "win_back: max age 0:00:00 is not above 0"),
+        ({"cooldown": dt.timedelta(-1)}, "win_back: cooldown -1 day"),
+        ({"priority": 0}, "win_back: priority 0 is not from 1"),
+        ({"template": ""}, "both need a name"),
+        ({"renamed_from": "welcome"}, "'welcome' is a rule's and a former name as well"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_told_before_anything_is_read(
+    fields: dict[str, Any], said: str, win_back: Any, environment: object
+) -> None:
+    win_back(**fields)
+
+    with pytest.raises(UsageError) as raised:
+        email_triggers.sync()
+
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_template_that_was_renamed_without_a_word_mails_nobody(
+    mart: Mart, select: Select, win_back: Any
+) -> None:
+    mart(audience(*(user(f"u{n}", "at_risk") for n in range(4)), user("zoe", "at_risk")))
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent' WHERE user_id <> 'zoe'")
+    before = queue(select)
+
+    win_back(template="win_back_v2")
+    for dry_run in (True, False):
+        with pytest.raises(Refused, match="5 mails of the template win_back, which no rule has"):
+            email_triggers.sync(dry_run=dry_run)
+    assert queue(select) == before
+
+
+def test_a_template_that_says_its_former_name_keeps_its_history_and_its_reins(
+    mart: Mart, select: Select, win_back: Any
+) -> None:
+    mart(audience(*(user(f"u{n}", "at_risk") for n in range(4)), user("zoe", "at_risk")))
+    email_triggers.sync()
+    execute(
+        "UPDATE crm.email_queue SET status = 'sent', sent_at = now() WHERE user_id <> 'zoe'",
+        "UPDATE crm.email_templates SET paused = true WHERE template = 'win_back'",
+    )
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+    result = email_triggers.sync()
+
+    assert counts(result) == {"unchanged": 5}
+    assert queue(select)[-1] == "zoe win_back_v2 pending"
+    assert select("SELECT paused FROM crm.email_templates WHERE template = 'win_back_v2'") == [
+        {"paused": True}
+    ]
+    mart(audience(user("u1", "at_risk", last=NOW - HOUR / 2), user("zoe", "at_risk")))
+    assert counts(email_triggers.sync(force=True)) == {"unchanged": 1, "held_back": 1}
+
+
+def test_a_retired_template_does_not_count(
+    mart: Mart, win_back: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent', sent_at = now() - INTERVAL '2 days'")
+
+    win_back(template="come_back")
+    monkeypatch.setattr(rules, "RETIRED", frozenset({"win_back"}))
+
+    assert counts(email_triggers.sync()) == {"inserted": 1}
+
+
+def test_mails_of_other_programs_are_no_former_template(mart: Mart) -> None:
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status,"
+        " sent_at) VALUES ('ann', 'receipt', 'epoch', 1, '{}', 'sent', 'epoch')"
+    )
+    mart(audience(user("bob", "at_risk")))
+
+    assert email_triggers.sync()["inserted"] == 1
+
+
+# The status page
+
+
+def test_the_status_page_tells_who_holds_mails_back(mart: Mart) -> None:
+    mart(audience(user("ann", "at_risk"), user("bob", "at_risk")))
+    email_triggers.sync()
+    execute(
+        "UPDATE crm.email_queue SET status = 'processing', claimed_at = now() - INTERVAL '25 min'"
+        " WHERE user_id = 'ann'",
+        "INSERT INTO crm.email_allowlist (user_id) VALUES ('bob')",
+        "UPDATE crm.email_templates SET paused = true WHERE template = 'loyalty'",
+        "UPDATE crm.email_templates SET daily_cap = 9 WHERE template = 'welcome'",
+    )
+
+    page = " ".join(command("etl.status").stdout.split())
+
+    assert "1 processing (oldest 25 min ago)" in page
+    assert "a worker claimed a mail 25 min ago and has not reported it" in page
+    assert "only 1 users are mailed: crm.email_allowlist is on" in page
+    assert "paused templates: loyalty" in page
+    assert "mails a day at most: welcome 9" in page
+
+
+def test_the_status_page_says_nothing_of_a_claim_within_its_lease(mart: Mart) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'processing', claimed_at = now()")
+
+    assert "has not reported" not in command("etl.status").stdout
