@@ -123,11 +123,13 @@ def _attempt(attempts: list[Run], load: Callable[[Run], None]) -> None:
     earlier = attempts[-1]
     earlier.close()
     run = Run(earlier.job, number=len(attempts), in_ledger=earlier.in_ledger)
+    unanswered = [one for one in attempts if one.committing]
     attempts.append(run)
     with folder.temporary() as run.folder, _connected(run):
-        if earlier.committing and ledger.is_committed(run):
-            run.counts, run.metrics = earlier.counts, earlier.metrics
-            run.warnings, run.unmapped = earlier.warnings, earlier.unmapped
+        if unanswered and ledger.is_committed(run):
+            done = unanswered[-1]
+            run.counts, run.metrics = done.counts, done.metrics
+            run.warnings, run.unmapped = done.warnings, done.unmapped
             return
         load(run)
         run.check_guards()
