@@ -158,6 +158,26 @@ CREATE TABLE IF NOT EXISTS crm.email_counts (
     PRIMARY KEY (template, week, status, reason)
 );
 
+-- makes: crm.email_queue_counts
+-- Mails of the queue by template, week, status and reason; a function, so that the report does not
+-- depend on the table, which may be dropped and made again.
+CREATE OR REPLACE FUNCTION crm.email_queue_counts()
+RETURNS TABLE (template text, week date, status text, reason text, mails bigint)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.template, m.week, m.status, m.reason, count(*)
+    FROM (
+        SELECT
+            q.template,
+            date_trunc('week', q.created_at AT TIME ZONE 'UTC')::date AS week,
+            q.status,
+            CASE WHEN q.status = 'cancelled' THEN coalesce(q.reason, '') ELSE '' END AS reason
+        FROM crm.email_queue AS q
+    ) AS m
+    GROUP BY m.template, m.week, m.status, m.reason
+$$;
+
 -- makes: crm.email_report
 -- What became of the mails of a template that were queued in a week (UTC, from Monday on).
 CREATE OR REPLACE VIEW crm.email_report AS
@@ -165,18 +185,8 @@ WITH counts AS (
     SELECT template, week, status, reason, mails
     FROM crm.email_counts
     UNION ALL
-    SELECT
-        template,
-        date_trunc('week', created_at AT TIME ZONE 'UTC')::date,
-        status,
-        CASE WHEN status = 'cancelled' THEN coalesce(reason, '') ELSE '' END,
-        count(*)
-    FROM crm.email_queue
-    GROUP BY
-        template,
-        date_trunc('week', created_at AT TIME ZONE 'UTC')::date,
-        status,
-        CASE WHEN status = 'cancelled' THEN coalesce(reason, '') ELSE '' END
+    SELECT template, week, status, reason, mails
+    FROM crm.email_queue_counts()
 ),
 
 reasons AS (
