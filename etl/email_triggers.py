@@ -207,7 +207,8 @@ def _merge(run: Run, mart: Spool) -> dict[str, int]:
 
 def _decide(run: Run, mart: Spool) -> None:
     """Stage what is to change in the queue as it is now."""
-    _create_temp_from(run, "candidates", run.settings.email_min_gap_hours, NO_EPISODE_DATE)
+    gap, holdout = run.settings.email_min_gap_hours, run.settings.email_holdout
+    _create_temp_from(run, "candidates", gap, NO_EPISODE_DATE, holdout)
     postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
     _create_temp_from(run, "changes", run.as_of, *run.job.shard, NO_EPISODE_DATE)
     postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))

@@ -87,6 +87,10 @@ class Settings:
         24.0, "hours between any two mails to a user", min=0, max=8_760
     )
 
+    email_holdout: float = _setting(
+        0.0, "part of the users who are not mailed, to measure what mails do", min=0, max=0.5
+    )
+
     guard_max_shrink: float = _setting(
         0.5, "refuse a mart that lost more than this part of its rows", min=0, max=1
     )

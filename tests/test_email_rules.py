@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import command
 from destinations import Mart, Select, execute
-from mails import HOUR, NOW, audience, counts, queue, user
+from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers
 from etl.errors import Refused, UsageError
@@ -113,6 +113,54 @@ def test_mails_of_other_programs_are_no_former_template(mart: Mart) -> None:
     mart(audience(user("bob", "at_risk")))
 
     assert email_triggers.sync()["inserted"] == 1
+
+
+# Marts without visits
+
+
+@pytest.mark.parametrize(
+    ("last", "becomes"),
+    [
+        (NOW - HOUR, ["ann win_back cancelled: superseded", "ann win_back pending"]),
+        (NOW - 400 * DAY, ["ann win_back cancelled: unknown_visit"]),
+        (None, ["ann win_back cancelled: unknown_visit"]),
+    ],
+    ids=["fresh", "old news", "unknown"],
+)
+def test_a_mail_of_a_mart_without_visits_gives_way_when_the_mart_has_them(
+    last: dt.datetime | None, becomes: list[str], mart: Mart, select: Select
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+    assert counts(email_triggers.sync()) == {"inserted": 1}
+
+    mart(audience(user("ann", "at_risk", last=last)))
+    dry = email_triggers.sync(dry_run=True)
+    wet = email_triggers.sync()
+
+    assert queue(select) == becomes
+    assert counts(dry) == counts(wet)
+    assert wet["cancelled"] == 1
+
+
+def test_taking_back_mails_without_a_visit_is_no_reason_to_refuse(mart: Mart) -> None:
+    mart(audience(*(user(f"u{n:03}", "at_risk") for n in range(200))))
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+    email_triggers.sync()
+    mart(audience(*(user(f"u{n:03}", "at_risk", last=NOW - 400 * DAY) for n in range(200))))
+
+    assert counts(email_triggers.sync()) == {"cancelled": 200}
+
+
+def test_a_mail_of_a_mart_without_visits_counts_for_the_cooldown(mart: Mart) -> None:
+    mart(audience(user("ann", "at_risk")))
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent', sent_at = now() - INTERVAL '29 days'")
+
+    mart(audience(user("ann", "at_risk")))
+
+    assert counts(email_triggers.sync()) == {"held_back": 1}
 
 
 # The status page

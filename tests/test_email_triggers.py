@@ -322,7 +322,9 @@ def test_a_visit_that_is_taken_back_replaces_nothing(mart: Mart, select: Select)
     assert queue(select) == ["ann win_back pending"]
 
 
-@pytest.mark.parametrize("last", [NOW - 9 * DAY, NOW - 400 * DAY, None], ids=str)
+@pytest.mark.parametrize(
+    "last", [NOW - 9 * DAY, NOW - 400 * DAY, None], ids=["earlier", "old news", "unknown"]
+)
 def test_a_waiting_mail_keeps_up_with_a_visit_that_moved_back(
     last: dt.datetime | None, mart: Mart, select: Select
 ) -> None:

@@ -1,6 +1,7 @@
 -- Stage the candidates: fresh occasions that are not in the queue, or were taken back before they
 -- were sent, each with what speaks against queueing it (nothing: null).
--- $1 hours between any two mails to a user; $2 the visit of a mart without visits.
+-- $1 hours between any two mails to a user; $2 the visit of a mart without visits;
+-- $3 the part of the users who are held out.
 -- Staged before: triggers (one row per user whose segment calls for a mail), rules (one row a
 -- template, times in seconds).
 CREATE TEMPORARY TABLE pg_temp.candidates ON COMMIT DROP AS
@@ -9,7 +10,11 @@ WITH fresh AS (
     FROM pg_temp.triggers AS t
     LEFT JOIN crm.email_queue AS q
         ON q.user_id = t.user_id AND q.template = t.template AND q.episode_at = t.episode_at
-    WHERE t.due AND (q.id IS NULL OR q.status = 'cancelled')
+    WHERE t.due AND (
+        q.id IS NULL
+        -- Who was held out of a visit's mail stays so, whatever the setting says later.
+        OR (q.status = 'cancelled' AND q.reason IS DISTINCT FROM 'holdout')
+    )
 )
 
 SELECT
@@ -27,6 +32,13 @@ SELECT
         WHEN r.cooldown IS NULL AND h.last_same IS NOT NULL THEN 'cooldown' -- never again
         WHEN h.last_same > now() - make_interval(secs => r.cooldown) THEN 'cooldown'
         WHEN h.last_mail > now() - make_interval(secs => $1 * 3600) THEN 'gap'
+        WHEN
+            $3::float8 > 0
+            -- Salted, so that it has nothing to do with the hash of shards.
+            AND ('x' || left(encode(sha256(convert_to(
+                'holdout' || f.template || chr(31) || f.user_id, 'UTF8'
+            )), 'hex'), 8))::bit(32)::bigint < $3::float8 * 4294967296
+            THEN 'holdout'
     END AS blocked_by
 FROM fresh AS f
 JOIN pg_temp.rules AS r ON r.template = f.template

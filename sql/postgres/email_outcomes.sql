@@ -15,6 +15,7 @@ WITH outcomes AS (
             WHEN c.user_id IS NOT NULL THEN 'queued'
             WHEN q.status = 'processing' THEN 'being sent'
             WHEN q.status IN ('sent', 'failed') THEN q.status
+            WHEN q.status = 'cancelled' THEN 'held out'
             ELSE 'waiting'
         END AS outcome
     FROM pg_temp.triggers AS t

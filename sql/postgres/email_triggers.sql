@@ -61,6 +61,20 @@ inserted AS (
     RETURNING id
 ),
 
+-- Recorded, so that what mails do can be measured against those who got none.
+held_out AS (
+    INSERT INTO crm.email_queue (
+        user_id, template, episode_at, priority, payload, status, reason, expires_at
+    )
+    SELECT
+        t.user_id, t.template, t.episode_at, t.priority, t.payload::jsonb, 'cancelled', 'holdout',
+        t.expires_at
+    FROM pg_temp.candidates AS c
+    JOIN pg_temp.triggers AS t ON t.user_id = c.user_id
+    WHERE c.blocked_by = 'holdout' AND c.cancelled_id IS NULL
+    ON CONFLICT DO NOTHING
+),
+
 revived AS (
     UPDATE crm.email_queue AS q
     SET

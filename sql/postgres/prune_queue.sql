@@ -42,7 +42,21 @@ dropped AS (
     DELETE FROM crm.email_queue AS q
     USING due AS d
     WHERE q.id = d.id AND q.status IN ('sent', 'failed', 'cancelled')
-    RETURNING 1
+    RETURNING q.template, q.created_at, q.status, q.reason
+),
+
+-- For crm.email_report.
+kept AS (
+    INSERT INTO crm.email_counts AS c (template, week, status, reason, mails)
+    SELECT
+        template,
+        date_trunc('week', created_at AT TIME ZONE 'UTC')::date,
+        status,
+        CASE WHEN status = 'cancelled' THEN coalesce(reason, '') ELSE '' END,
+        count(*)
+    FROM dropped
+    GROUP BY 1, 2, 3, 4
+    ON CONFLICT (template, week, status, reason) DO UPDATE SET mails = c.mails + excluded.mails
 )
 
 SELECT

@@ -44,9 +44,10 @@ GRANT DELETE ON crm.user_segments TO searchflow_etl_mirror;
 
 GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
-GRANT SELECT (id, template, episode_at, status, created_at, updated_at, sent_at), DELETE
+GRANT SELECT (id, template, episode_at, status, reason, created_at, updated_at, sent_at), DELETE
     ON crm.email_queue TO searchflow_prune;
 GRANT SELECT ON crm.email_templates TO searchflow_prune;
+GRANT SELECT, INSERT, UPDATE ON crm.email_counts TO searchflow_prune;
 
 GRANT SELECT ON etl.sync_runs TO searchflow_status;
 GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
@@ -62,7 +63,7 @@ GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_mailer;
 GRANT EXECUTE ON FUNCTION crm.record_sent_email TO searchflow_mailer;
 
 GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
-    crm.email_allowlist TO searchflow_reader;
+    crm.email_allowlist, crm.email_report TO searchflow_reader;
 
 -- What everybody may comes on top of that. Other programs may need it, so it is told, not revoked.
 SELECT

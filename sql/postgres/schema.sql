@@ -147,6 +147,72 @@ CREATE TABLE IF NOT EXISTS crm.email_allowlist (
     note    text
 );
 
+-- makes: crm.email_counts
+-- What etl.prune dropped from the queue, for the report.
+CREATE TABLE IF NOT EXISTS crm.email_counts (
+    template text COLLATE "C" NOT NULL,
+    week     date NOT NULL,
+    status   text NOT NULL,
+    reason   text NOT NULL,
+    mails    bigint NOT NULL,
+    PRIMARY KEY (template, week, status, reason)
+);
+
+-- makes: crm.email_queue_counts
+-- Mails of the queue by template, week, status and reason; a function, so that the report does not
+-- depend on the table, which may be dropped and made again.
+CREATE OR REPLACE FUNCTION crm.email_queue_counts()
+RETURNS TABLE (template text, week date, status text, reason text, mails bigint)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT m.template, m.week, m.status, m.reason, count(*)
+    FROM (
+        SELECT
+            q.template,
+            date_trunc('week', q.created_at AT TIME ZONE 'UTC')::date AS week,
+            q.status,
+            CASE WHEN q.status = 'cancelled' THEN coalesce(q.reason, '') ELSE '' END AS reason
+        FROM crm.email_queue AS q
+    ) AS m
+    GROUP BY m.template, m.week, m.status, m.reason
+$$;
+
+-- makes: crm.email_report
+-- What became of the mails of a template that were queued in a week (UTC, from Monday on).
+CREATE OR REPLACE VIEW crm.email_report AS
+WITH counts AS (
+    SELECT template, week, status, reason, mails
+    FROM crm.email_counts
+    UNION ALL
+    SELECT template, week, status, reason, mails
+    FROM crm.email_queue_counts()
+),
+
+reasons AS (
+    SELECT template, week, status, reason, sum(mails)::bigint AS mails
+    FROM counts
+    GROUP BY template, week, status, reason
+)
+
+SELECT
+    template,
+    week,
+    coalesce(sum(mails) FILTER (WHERE reason <> 'holdout'), 0)::bigint AS queued,
+    coalesce(sum(mails) FILTER (WHERE status IN ('pending', 'processing')), 0)::bigint AS waiting,
+    coalesce(sum(mails) FILTER (WHERE status = 'sent'), 0)::bigint AS sent,
+    coalesce(sum(mails) FILTER (WHERE status = 'failed'), 0)::bigint AS failed,
+    coalesce(sum(mails) FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'), 0)::bigint
+        AS cancelled,
+    coalesce(
+        jsonb_object_agg(reason, mails)
+            FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'),
+        '{}'
+    ) AS cancelled_by_reason,
+    coalesce(sum(mails) FILTER (WHERE reason = 'holdout'), 0)::bigint AS held_out
+FROM reasons
+GROUP BY template, week;
+
 -- makes: crm.email_idempotency_key
 -- What a mail is, whatever its row's number: user, template and visit.
 CREATE OR REPLACE FUNCTION crm.email_idempotency_key(
