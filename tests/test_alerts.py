@@ -21,6 +21,7 @@ from destinations import Mart, Select, execute, stuck
 from pace import HANG, within
 
 from etl import user_segments
+from etl.cli.flags import SYNCS
 from etl.errors import SyncError
 
 GOOD = "('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"
@@ -62,6 +63,7 @@ def inbox(environment: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbo
         server.shutdown()
 
 
+@pytest.mark.every_sync
 def test_a_failure_is_told_with_its_line_its_host_its_run_and_the_next_command(
     mart: Mart, inbox: Inbox
 ) -> None:
@@ -73,9 +75,7 @@ def test_a_failure_is_told_with_its_line_its_host_its_run_and_the_next_command(
     (message,) = inbox.messages
     assert finished.returncode == 1  # there is no mart of recommendations
     assert message["type"] == "failure"
-    assert message["title"] == (
-        "searchflow-etl: user_segments, email_triggers, recommendations did not go through"
-    )
+    assert message["title"] == f"searchflow-etl: {', '.join(SYNCS)} did not go through"
     told = message["message"]
     for line in finished.stderr.splitlines():
         if line.startswith("etl: "):

@@ -12,6 +12,7 @@ from browser import Page, chromium
 from conftest import command
 from destinations import execute
 
+from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.status import html
 
@@ -49,16 +50,18 @@ def test_a_browser_shows_all_of_it_without_a_complaint(
     assert len(browser.evaluate(WIDER)) == len(browser.evaluate(FAINT)) == 1
 
 
+@pytest.mark.every_sync
 def test_it_says_first_whether_all_is_well(environment: object, tmp_path: Path) -> None:
     assert title(tmp_path) == "Nothing has run yet"
-    put(3)
+    put(len(SYNCS))
     assert title(tmp_path) == "All is well"
     put(1, "failed")
-    assert title(tmp_path) == "1 of 3 syncs needs a look"
+    assert title(tmp_path) == f"1 of {len(SYNCS)} syncs needs a look"
     text = (tmp_path / "page.html").read_text()
     assert "Next: <code>python -m etl.user_segments</code>" in text
 
 
+@pytest.mark.every_sync
 def test_it_shows_thirty_runs_and_the_queue_by_template(
     environment: object, tmp_path: Path
 ) -> None:
@@ -67,7 +70,7 @@ def test_it_shows_thirty_runs_and_the_queue_by_template(
 
     text = (tmp_path / "page.html").read_text()
 
-    assert text.count("<g>") == 3 * 2 * 30
+    assert text.count("<g>") == len(SYNCS) * 2 * 30
     runs = text.partition("<h2>Last runs</h2>")[2]
     assert runs.count("<tr>") == 31
     assert len(re.findall('<path class="mark failed"', text)) == 2
@@ -115,7 +118,7 @@ def put(runs: int, status: str = "ok") -> None:
         f" 1000000, n, 1000000 - n, n % 5, n, false, CASE WHEN n = 3 THEN '{HOSTILE}' END,"
         f" CASE WHEN s.status <> 'ok' THEN '{HOSTILE}' END, '1', 'h', 'me'"
         f" FROM generate_series(1, {runs}) AS n, LATERAL (SELECT"
-        " (ARRAY['user_segments', 'email_triggers', 'recommendations'])[1 + (n - 1) % 3] AS sync,"
+        f" ('{{{','.join(SYNCS)}}}'::text[])[1 + (n - 1) % {len(SYNCS)}] AS sync,"
         f" CASE WHEN {runs} < 300 THEN '{status}' WHEN n = 1 THEN 'failed' WHEN n = 2 THEN"
         " 'running' WHEN n = 6 THEN 'refused' WHEN n = 8 THEN 'cancelled' ELSE 'ok' END AS status,"
         " now() - make_interval(mins => 10 * n - 9) AS at) AS s",

@@ -10,7 +10,11 @@ from etl.cli.arguments import flag
 from etl.errors import UsageError
 from etl.options import Options
 
-SYNCS = ("user_segments", "email_triggers", "recommendations")
+SYNCS = (
+    "user_segments",
+    "email_triggers",
+    "recommendations",
+)
 
 _ABOUT = (
     "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
