@@ -161,7 +161,7 @@ def kill_once_it_waits(thread: int, database: Connection) -> None:
 def test_a_run_that_is_cancelled_while_a_large_mart_is_read_ends_in_peace(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread reads the next rows then, of a file that is about to be closed."""
+    """Of rows that are not read to their end nothing stays behind."""
     mart(
         segments("('u', 'regular', 1, 0, 0)"),
         "INSERT INTO mart_user_segments SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -49,18 +48,16 @@ class Mart:
     columns: frozenset[str]  # of the query, less those that are NULL by its text
     stats: Stats | None  # of all shards, where only one is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
-    interrupt: Callable[[], None]  # ends what DuckDB is doing
 
     def frames(self) -> Generator[pl.DataFrame, None, None]:
         """Stream the rows in the order of the key; all rows of a key come in one frame.
 
-        Close it before the block of `open_mart` ends: a thread may be reading.
+        Close it before the block of `open_mart` ends, because that closes what it reads.
         """
         with self.explaining():
             reader = self.relation.to_arrow_reader(BATCH_ROWS)
-        made = map(_frame, self._batches(reader))
-        # The thread that reads ends before the reader is closed, also when a caller stops early.
-        with reader, closing(_ahead(made, self.interrupt)) as frames:
+        with reader:
+            frames = map(_frame, self._batches(reader))
             yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -118,8 +115,7 @@ def open_mart(
             # Sorted before the casts, which add a column to most.
             mine = mine.sort(types.cast_of(rows, contract, key))
             relation = types.cast_to_contract(mine, contract)
-        not_null = types.not_null(rows)
-        yield Mart(relation, key, not_null, stats, explaining, connection.interrupt)
+        yield Mart(relation, key, types.not_null(rows), stats, explaining)
 
 
 def read(
@@ -174,21 +170,6 @@ def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.dat
     newest = FunctionExpression("max", CaseExpression(possible, built_at)).alias("built_at")
     figures = rows.aggregate([FunctionExpression("count").alias("rows"), newest])
     return Stats(**figures.to_arrow_table().to_pylist()[0])
-
-
-def _ahead(
-    frames: Iterator[pl.DataFrame], interrupt: Callable[[], None]
-) -> Generator[pl.DataFrame, None, None]:
-    """Make the next frame in a thread while the caller works on this one."""
-    with ThreadPoolExecutor(1, "etl-mart") as thread:
-        try:
-            coming = thread.submit(next, frames, None)
-            while (frame := coming.result()) is not None:
-                coming = thread.submit(next, frames, None)
-                yield frame
-        except BaseException:
-            interrupt()  # nobody waits for the frame that is being made
-            raise
 
 
 def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
