@@ -136,7 +136,7 @@ _CAUSES = (
         "; grant it to {user}, or BYPASSRLS where a policy of row-level security is the reason",
     ),
     Cause(
-        r"3F000 |42P01 |42703 |42883 .*\b(?:etl|crm)\.",
+        r"3F000 |42P01 |42703 |42883 .*\b(?:etl|crm)\.\w+\(",
         "; run `python -m etl.init_db` (make init-db) to bring the database up to date",
     ),
     Cause(r"42P10 ", "; the table lacks the key that sql/postgres/schema.sql gives it"),
