@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -204,7 +203,7 @@ def test_a_file_cut_short_at_any_place_is_told(
     assert select("SELECT FROM crm.user_segments") == []
 
 
-USERS, SHARDS, BIG_USERS = 40, 4, 30_000
+USERS, BIG_USERS = 40, 30_000
 
 RECOMMENDED = """
     CREATE TABLE mart_recommendations AS
@@ -237,10 +236,6 @@ def problem() -> str | None:
 
 def users(segment: str) -> str:
     return ", ".join(f"('u{n}', '{segment}', {n}, 0, 0)" for n in range(USERS))
-
-
-def shard_of(user: str) -> int:
-    return int(hashlib.md5(user.encode()).hexdigest()[:8], 16) % SHARDS
 
 
 def spoil(path: Path) -> None:
