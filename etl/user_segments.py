@@ -75,8 +75,8 @@ def load(run: Run) -> None:
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
     if target is None and merged["changed_segment"]:  # for the guard to compare it with
-        (now,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
-        run.count({"target_rows": now["rows"] - merged["inserted"]})
+        (after,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
+        run.count({"target_rows": after["rows"] - merged["inserted"]})
     if target is not None and run.options.delete_missing:
         run.stage_missing("gone", target, segments)
         run.count(run.merge(_MIRROR))
@@ -103,14 +103,15 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
 
 def _merge(run: Run) -> dict[str, int]:
     """Merge what is staged: new users by a plain INSERT, which costs half of ON CONFLICT."""
+    plain_insert = True
     try:
         with run.savepoint():
-            return run.merge(_MERGE, True)
+            return run.merge(_MERGE, plain_insert)
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
     # Another session has just added a user who was new to us.
-    return run.merge(_MERGE, False)
+    return run.merge(_MERGE, not plain_insert)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _search_path(path: Path, spill: Path) -> str:
 
 
 def _without_comma(folder: Path, spill: Path) -> str:
-    """The same folder by a name that DuckDB does not take for two."""
+    """Return the folder, or a link to it where its name has a comma, which DuckDB takes for two."""
     if "," not in str(folder):
         return str(folder)
     link = spill / f"folder{len(list(spill.iterdir()))}"
