@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from conftest import ROOT
-from fixture_types import Mart as Mart
-from fixture_types import Select as Select
-from fixture_types import Sync
+from fixture_types import Select, Sync
 from pace import HANG
 
 from etl import postgres
