@@ -17,12 +17,12 @@ import pytest
 import redis
 from fixture_types import Failing, Mart, Meanwhile, OwnQuery, Select
 from redis_servers import Others
+from schemas import Schemas
 
 from demo import sample
 from demo.embedded import Servers, running, settings_in
 from etl import cache, postgres, user_segments
 from etl.errors import SyncError
-from etl.init_db import init_db
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,9 +63,15 @@ def servers() -> Iterator[Servers]:
             yield both
 
 
+@pytest.fixture(scope="session")
+def schemas() -> Schemas:
+    """The schemas crm and etl, which tests share as long as none changes them."""
+    return Schemas()
+
+
 @pytest.fixture
 def environment(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """Point the service at empty servers and at a warehouse path where no file is yet."""
     warehouse = tmp_path / "warehouse.duckdb"
@@ -77,10 +83,10 @@ def environment(
         monkeypatch.setenv(name, value)
     with redis.Redis(port=servers.redis_port) as client:
         client.flushall()
-    init_db()
+    schemas.make()
     yield warehouse
     connection = postgres.connect(Settings.from_environment(), "tests")
-    postgres.execute(connection, "DROP SCHEMA IF EXISTS crm, etl CASCADE")
+    schemas.clear(connection)
     connection.commit()
     connection.close()
 
