@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +25,7 @@ from etl.result import Outcome, SyncResult, count_names
 from etl.run import contract, guards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import dataframely as dy
@@ -95,6 +96,7 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     metrics: guards.Metrics = field(init=False)
     rejects: contract.Rejects | None = None
+    rejected: Spool = field(init=False)  # keys of what was set aside: these have not left the mart
     columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
     outcomes: list[Outcome] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
@@ -130,34 +132,43 @@ class Run:
         return self.metrics.built_at or self.job.started_at
 
     def read(
-        self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
+        self,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        key: Sequence[str] | None = None,
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
-        The others are in `rejects` afterwards, and the guards' figures in `metrics`. The
-        warehouse's file is closed when this returns.
+        The others are in `rejects` afterwards, their keys in `rejected`, and the guards' figures in
+        `metrics`. The warehouse's file is closed when this returns.
 
         Args:
             schema: the contract.
             reshape: what to make of a batch. A batch has all rows of its keys, and keys come in
                 their order, within a batch and from batch to batch.
+            key: columns of the contract's primary key by which rows belong together, in a batch
+                as in a shard; all of them unless given.
 
         Raises:
             SyncError: the mart cannot be read; see `warehouse.open_mart`.
         """
-        begun, job = time.perf_counter(), self.job
-        validator = contract.Validator(schema, self.settings.reject_limit, job.started_at)
+        begun, job, key = time.perf_counter(), self.job, key or schema.primary_key()
+        keys = schema.create_empty().select(key).to_arrow().schema
+        begin = partial(
+            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+        )
         with (
-            warehouse.open_mart(
-                job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
-            ) as mart,
+            warehouse.Writer(self.folder / "rejected", keys, key) as rejected,
+            begin(spill=self.folder, key=key) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
+            validator = contract.Validator(
+                schema, self.settings.reject_limit, job.started_at, key, rejected.add_rows
+            )
             valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
-            batches = warehouse.to_batches(valid)
-            spool = warehouse.write(batches, self.folder / "mart", schema.primary_key())
-        self.columns, self.rejects = mart.columns, validator.rejects()
-        rejects = self.rejects
+            spool = warehouse.write(warehouse.to_batches(valid), self.folder / "mart", key)
+        self.columns, self.rejected = mart.columns, rejected.spool
+        rejects = self.rejects = validator.rejects()
         log.event("mart.read", rows=validator.rows, seconds=_since(begun))
         if rejects.total:
             log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
@@ -206,9 +217,7 @@ class Run:
 
     def stage_missing(self, table: str, target: Spool, rows: Spool) -> None:
         """COPY the keys that the target holds and the mart, rejected rows included, does not."""
-        keys = warehouse.to_batches([self.rejected_keys()])
-        rejected = warehouse.write(keys, self.folder / "rejected", rows.key)
-        with warehouse.missing(target, [rows, rejected]) as gone:
+        with warehouse.missing(target, [rows, self.rejected]) as gone:
             self.copy(table, gone)
 
     def copy(self, table: str, batches: Batches, rows: int = 0) -> None:
@@ -253,11 +262,6 @@ class Run:
             if not self.options.name_users:
                 outcome.pop("users", None)
             self.outcomes.append(outcome)
-
-    def rejected_keys(self) -> pl.DataFrame:
-        """Return user_id str: those whose rows were set aside; they have not left the mart."""
-        keys = self.rejects.keys if self.rejects else pl.Series([], dtype=pl.String)
-        return pl.DataFrame({"user_id": keys}).filter(contract.without_nul(pl.col("user_id")))
 
     def expect_keys(self, keys: int, ttl: int) -> None:
         """Tell the guards how many keys the run would write, and that they last `ttl` seconds."""
