@@ -20,7 +20,7 @@ import polars as pl
 from etl import postgres, warehouse
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log, queries
-from etl.result import Outcome, SyncResult, count_names
+from etl.result import Change, Outcome, SyncResult, count_names
 from etl.run import contract, guards
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Run:
     rejects: contract.Rejects | None = None
     columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
     outcomes: list[Outcome] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
     unmapped: dict[str, int] = field(default_factory=dict)  # users by segment without a template
     staged: list[str] = field(default_factory=list)
@@ -306,6 +307,7 @@ class Run:
             **({"unmapped_segments": self.unmapped} if self.unmapped else {}),
             **({"warnings": list(self.warnings.values())} if self.warnings else {}),
             **({"outcomes": self.outcomes} if self.outcomes else {}),
+            **({"changes": self.changes} if self.options.show else {}),
             **({"error": error} if error else {}),
         }
         return cast("SyncResult", result)
