@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from etl.errors import Cancelled
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
     from concurrent.futures import Future
 
@@ -24,7 +25,7 @@ class _Cancel:
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.asked = threading.Event()
-        self.by = ""
+        self.by: signal.Signals | str = ""
 
 
 _running: set[_Cancel] = set()
@@ -44,14 +45,19 @@ def cancel(by: str = "etl.cancel()") -> int:
     Returns:
         How many runs were told to stop.
     """
+    threads = ask(by)
+    if threading.get_ident() in threads:
+        raise Cancelled(by)
+    return len(threads)
+
+
+def ask(by: signal.Signals | str) -> set[int]:
+    """Tell every run of this process to stop where it next looks; return their threads."""
     running = [run for run in list(_running) if not run.asked.is_set()]
     for run in running:
         run.by = by
         run.asked.set()
-    threads = {run.thread for run in running}
-    if threading.get_ident() in threads:
-        raise Cancelled(by)
-    return len(threads)
+    return {run.thread for run in running}
 
 
 @contextmanager

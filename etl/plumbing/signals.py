@@ -10,6 +10,7 @@ import signal
 from typing import TYPE_CHECKING, NoReturn
 
 from etl.errors import Cancelled
+from etl.plumbing import cancellation
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -68,6 +69,22 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _raise(number: int, _: FrameType | None) -> NoReturn:
+def _raise(number: int, frame: FrameType | None) -> None:
     _received.append(signal.Signals(number))
-    raise Cancelled(_received[-1])
+    if _within_polars(frame):
+        cancellation.ask(_received[-1])
+    else:
+        raise Cancelled(_received[-1])
+
+
+def _within_polars(frame: FrameType | None) -> bool:
+    """Whether Polars waits for Python to return, as for the digits of a Decimal.
+
+    An exception would make it panic and print a stack, because it expects none there. Its calls
+    take milliseconds, and the run looks for a stop after each batch.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("polars."):
+            return True
+        frame = frame.f_back
+    return False
