@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from adbc_driver_manager.dbapi import Connection as Raw
 
-    from etl.postgres.session import Call, Connection
+    from etl.postgres.call import Call
+    from etl.postgres.session import Connection
 
 
 class BatchStream(Protocol):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import math
 import time
-import uuid
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,9 @@ import polars as pl
 from etl import postgres, warehouse
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log, queries
-from etl.result import Outcome, SyncResult, count_names
+from etl.result import Change, Outcome, SyncResult, count_names
 from etl.run import contract, guards
+from etl.run.job import Job, PreviousRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,49 +37,6 @@ if TYPE_CHECKING:
 
 # Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What never changes in a run, however often it is attempted."""
-
-    sync: str
-    settings: Settings
-    options: Options
-    needs_postgres: bool = True
-    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
-    begun: float = field(default_factory=time.perf_counter)
-
-    @property
-    def shard(self) -> tuple[int, int]:
-        """The shard to load; (0, 1) is the whole mart."""
-        index, of = self.options.shard or (0, 1)
-        return int(index), int(of)
-
-
-@dataclass(frozen=True)
-class PreviousRun:
-    """The last ok run of a sync."""
-
-    mart_rows: int
-    began_at: dt.datetime
-    shards: int = 1
-    written: Mapping[int, int] = field(default_factory=dict)  # keys, by shard
-    warning: str | None = None  # what it said beside its counts; None: not known
-
-    def keys(self, shard: tuple[int, int]) -> int:
-        """About how many keys this shard had; fewer, where that is not known exactly."""
-        index, shards = shard
-        if shards == self.shards and index in self.written:
-            return self.written[index]
-        if not self.written:
-            return 0
-        expected = sum(self.written.values()) * self.shards / len(self.written) / shards
-        if shards == 1 and len(self.written) == self.shards:
-            return round(expected)
-        # A hash does not cut evenly: shards differ by the root of what is in them.
-        return max(round(expected - 3 * math.sqrt(expected)), 0)
 
 
 @dataclass
@@ -99,6 +55,7 @@ class Run:
     rejected: Spool = field(init=False)  # keys of what was set aside: these have not left the mart
     columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
     outcomes: list[Outcome] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
     unmapped: dict[str, int] = field(default_factory=dict)  # users by segment without a template
     staged: list[str] = field(default_factory=list)
@@ -310,6 +267,7 @@ class Run:
             **({"unmapped_segments": self.unmapped} if self.unmapped else {}),
             **({"warnings": list(self.warnings.values())} if self.warnings else {}),
             **({"outcomes": self.outcomes} if self.outcomes else {}),
+            **({"changes": self.changes} if self.options.show else {}),
             **({"error": error} if error else {}),
         }
         return cast("SyncResult", result)
