@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, digest
+from destinations import digest
+from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import UsageError
