@@ -1,6 +1,6 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
-from etl.warehouse.spool import Batches, Spool, differing, missing, to_batches, write
+from etl.warehouse.spool import Batches, Spool, differing, joined, missing, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Spool",
     "Stats",
     "differing",
+    "joined",
     "missing",
     "open_mart",
     "read",
