@@ -215,8 +215,9 @@ def _triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.Da
         others = rows.filter(~pl.col("segment").is_in(list(rules.templates()))).select("user_id")
         users = pl.concat([calling, others], how="diagonal")
         yield decisions.with_hash(users).with_columns(rejected=False)
-    rejected = run.rejected_keys().unique().with_columns(rejected=True)
-    yield pl.concat([decisions.with_hash(calling.clear()), rejected], how="diagonal")
+    for users in run.rejected.frames():
+        unknown = users.unique().with_columns(rejected=True)
+        yield pl.concat([decisions.with_hash(calling.clear()), unknown], how="diagonal")
 
 
 def _merge(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT, segments
+from fixture_types import Mart, Select
 from pace import within
 
 from etl import email_triggers, postgres
@@ -29,9 +30,6 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from demo.embedded import Servers
     from etl.postgres import Connection
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 
 class Worker:
@@ -491,9 +489,9 @@ def slow_down_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*parts: str) -> str:
         sql = load(*parts)
         if parts == ("postgres", "email_triggers"):
-            sleeping = "FROM (SELECT *, pg_sleep(1) FROM pg_temp.changes) AS c"
-            assert "FROM pg_temp.changes AS c" in sql
-            return sql.replace("FROM pg_temp.changes AS c", sleeping)
+            sleeping = "FROM (SELECT *, pg_sleep(1) FROM pg_temp.decisions) AS d"
+            assert "FROM pg_temp.decisions AS d" in sql
+            return sql.replace("FROM pg_temp.decisions AS d", sleeping)
         return sql
 
     monkeypatch.setattr(queries, "load", slow)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, dump, execute, last_run, lock_held, stuck
+from destinations import digest, dump, execute, last_run, lock_held, stuck
+from fixture_types import Mart, Select
 from pace import HANG
 
 from etl import (
@@ -24,7 +25,8 @@ from etl import (
 from etl.errors import AlreadyRunning, Refused, SyncError
 from etl.options import Options
 from etl.run import ledger
-from etl.run.context import Job, Run
+from etl.run.context import Run
+from etl.run.job import Job
 from etl.settings import Settings
 from etl.warehouse import stream
 

@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results, segments
+from fixture_types import Mart, Select
 
 from demo import sample
 from demo.embedded import Servers
-from etl import cache, postgres, recommendations, settings, user_segments
+from etl import cache, postgres, recommendations, user_segments
 from etl.cli.flags import SYNCS
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 # Every character that some way of writing a connection down would choke on.
 PASSWORDS = [
@@ -75,7 +73,7 @@ def user(servers: Servers, keys: redis.Redis) -> Iterator[Callable[[str], Settin
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where Docker puts secrets."""
-    monkeypatch.setattr(settings, "SECRETS", tmp_path)
+    monkeypatch.setattr("etl.plumbing.environment.SECRETS", tmp_path)
     return tmp_path
 
 

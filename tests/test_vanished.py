@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import redis
 from conftest import command
-from destinations import Mart, Select, dump, execute, in_shards, last_run
+from destinations import dump, execute, in_shards, last_run
+from fixture_types import Mart, Select
 
 from etl import recommendations
 from etl.errors import Refused
 from etl.init_db import init_db
 from etl.recommendations import transform
-from etl.run.context import PreviousRun
+from etl.run.job import PreviousRun
 
 Patch = pytest.MonkeyPatch
 

@@ -1,6 +1,16 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
-from etl.warehouse.spool import Batches, Spool, differing, joined, missing, to_batches, write
+from etl.warehouse import keys
+from etl.warehouse.spool import (
+    Batches,
+    Spool,
+    Writer,
+    differing,
+    joined,
+    missing,
+    to_batches,
+    write,
+)
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 
 __all__ = [
@@ -8,8 +18,10 @@ __all__ = [
     "Mart",
     "Spool",
     "Stats",
+    "Writer",
     "differing",
     "joined",
+    "keys",
     "missing",
     "open_mart",
     "read",

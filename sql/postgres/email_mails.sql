@@ -49,6 +49,8 @@ timed AS (
     SELECT
         *,
         episode_at + max_age AS new_expires_at,
+        (expires_at IS DISTINCT FROM episode_at + max_age) AS is_outdated,
+        coalesce(status = 'cancelled' AND reason = 'holdout', false) AS is_held_out,
         counts AND is_ours AND (cooldown IS NULL OR mailed_at > now() - cooldown) AS is_resting,
         counts AND mailed_at > now() - gap AS is_recent
     FROM mails
@@ -65,8 +67,8 @@ SELECT
     CASE WHEN status = 'pending' AND is_ours AND attempts = 0 THEN payload::text END AS payload,
     new_expires_at AS expires_at,
     is_ours,
-    expires_at IS DISTINCT FROM new_expires_at AS is_outdated,
-    status = 'cancelled' AND reason IS NOT DISTINCT FROM 'holdout' AS is_held_out,
+    is_outdated,
+    is_held_out,
     is_resting,
     CASE WHEN is_resting THEN mailed_at + cooldown END AS rests_until,
     is_recent,

@@ -5,8 +5,8 @@
 -- segment calls for no mail, and `rejected` is true where nobody knows their segment. `mails` is what
 -- the queue holds of them (sql/postgres/email_mails.sql), `unsubscribed` whom it must not mail
 -- (sql/postgres/email_unsubscribed.sql).
--- The variable as_of is the mart's build time, no_episode the visit of a mart without visits, holdout the part
--- of the users who are held out.
+-- The variable as_of is the mart's build time, no_episode the visit of a mart without visits, holdout
+-- the part of the users who are held out.
 --
 -- Joins are made as they are written (see etl/mail/decisions.py): the triggers stream by in their
 -- order, and only the right-hand sides are held in memory.
@@ -115,7 +115,7 @@ reasons AS (
         is_candidate AND blocked_by IS NULL AS is_queued,
         is_candidate AND blocked_by = 'holdout' AND ended_id IS NULL AS is_held_out,
         CASE
-            WHEN waits IS NOT true THEN NULL
+            WHEN NOT coalesce(waits, false) THEN NULL
             WHEN open_is_unsubscribed THEN 'suppressed'
             WHEN is_candidate AND blocked_by IS NULL THEN 'superseded'
             WHEN open_expires_at < getvariable('as_of') THEN 'expired'
@@ -123,7 +123,8 @@ reasons AS (
             WHEN is_rejected THEN NULL -- nobody knows
             WHEN template IS NULL OR template <> open_template THEN 'left_segment'
             WHEN
-                open_episode_at = getvariable('no_episode') AND episode_at IS DISTINCT FROM getvariable('no_episode')
+                open_episode_at = getvariable('no_episode')
+                AND coalesce(episode_at <> getvariable('no_episode'), true)
                 THEN 'unknown_visit'
         END AS reason,
         -- The trigger's own mail, though its visit moved back since.
