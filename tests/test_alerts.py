@@ -22,8 +22,8 @@ from fixture_types import Mart, Select
 from pace import HANG, within
 
 from etl import user_segments
-from etl.cli.flags import SYNCS
 from etl.errors import SyncError
+from etl.syncs import SYNCS
 
 GOOD = "('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"
 BAD = "('a', NULL, 1, 0, 0), ('b', 'regular', 1, 0, 0)"

@@ -15,8 +15,9 @@ from conftest import command, segments
 from fixture_types import Etl, Mart, Select
 
 from etl import email_triggers, recommendations, user_segments
-from etl.cli.flags import SYNCS, Flags
+from etl.cli.flags import Flags
 from etl.errors import UsageError
+from etl.syncs import SYNCS
 
 # Wrong usage: exit 2, one line, and nothing has been run
 

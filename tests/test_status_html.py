@@ -12,9 +12,9 @@ from browser import Page, chromium
 from conftest import command
 from destinations import execute
 
-from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.status import html
+from etl.syncs import SYNCS
 
 HOSTILE = "<script>console.error(1)</script><img src=//example.com/x>" + "a_long_word" * 20
 
