@@ -103,7 +103,7 @@ def load(run: Run) -> None:
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
         users.update(dict(rows["segment"].value_counts().iter_rows()))
-        return _without_future_visits(rows, run.job.started_at)
+        return without_future_visits(rows, run.job.started_at)
 
     mart = run.read(EmailCandidate, reshape)
     # By the query's columns and not by its rows, of which a shard may have none with a visit.
@@ -165,7 +165,7 @@ def _payload(rule: Rule) -> pl.Expr:
     return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
 
 
-def _without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
+def without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
     """Make visits in the future null: they are placeholders such as 9999-12-31, and never old news.
 
     A day is allowed, because visits without a zone may be in local time.
