@@ -1,7 +1,16 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
 from etl.warehouse import keys
-from etl.warehouse.spool import Batches, Spool, Writer, differing, missing, to_batches, write
+from etl.warehouse.spool import (
+    Batches,
+    Spool,
+    Writer,
+    differing,
+    joined,
+    missing,
+    to_batches,
+    write,
+)
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "Stats",
     "Writer",
     "differing",
+    "joined",
     "keys",
     "missing",
     "open_mart",
