@@ -12,6 +12,7 @@ import polars as pl
 
 from etl import cache, email_triggers, recommendations, user_segments, warehouse
 from etl.email_triggers import EmailCandidate
+from etl.mail import decisions, rules
 from etl.options import Options
 from etl.recommendations import Recommendation
 from etl.run import Job, Run
@@ -125,8 +126,26 @@ def _change(change: str, old: dict[str, Any] | None, new: dict[str, Any] | None)
 
 
 def mails(source: Source, connection: Connection) -> dict[str, Any]:
-    """Stub."""
-    return {"decisions": [], "visits": {}, "segment": None}
+    """Return what email_triggers would do about the user's occasion and waiting mail.
+
+    Returns:
+        `decisions`: `template`, `outcome`, `until`, `episode_at`, `priority` and `payload`, as with
+        --decisions; `segment` (None: no accepted row) and `visits` of the mart.
+    """
+    run = source.run
+    decisions.prepare(connection, run.settings, run.as_of, user_id=source.user_id)
+    queue = decisions.read_mails(connection, run.folder / "mails").result()
+    unsubscribed = decisions.read_unsubscribed(connection, run.folder / "unsubscribed").result()
+    triggers = email_triggers.triggers(run, source.spool, sorted(rules.visits() - run.columns))
+    batches, holdout = warehouse.to_batches(triggers), run.settings.email_holdout
+    with decisions.decide(batches, queue, unsubscribed, run.as_of, holdout) as decided:
+        told = pl.concat([decisions.to_tell(rows) for rows in decided], how="diagonal")
+    row = next(iter(source.accepted), {})
+    return {
+        "decisions": told.drop("user_id").to_dicts(),
+        "segment": row.get("segment"),
+        "visits": {name: row[name] for name in rules.VISITS if row.get(name)},
+    }
 
 
 def plain(value: Any) -> Any:

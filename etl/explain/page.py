@@ -140,7 +140,7 @@ def _mail_decisions(mails: Told, mart: Told, now: dt.datetime) -> Iterator[str]:
         yield _a_run(_untold(decision))
         return
     for visit, moment in decision["visits"].items():
-        yield f"{visit} {when(moment, now)}"
+        yield f"{visit.removesuffix('_at').replace('_', ' ')} {when(moment, now)}"
     for one in decision["decisions"]:
         until = f", until {when(one['until'], now)}" if one["until"] else ""
         by = f" ({one['by']['template']}, {when(one['by']['at'], now)})" if one["by"] else ""

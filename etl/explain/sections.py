@@ -119,12 +119,30 @@ def _crm(source: Read, connection: Connection, user_id: str) -> dict[str, Any]:
 def _mails(source: Read, connection: Connection, user_id: str) -> dict[str, Any]:
     """The user's mails, the newest first, and what keeps the user from getting any."""
     (reins,) = postgres.query(connection, "explain_reins", user_id)
+    mails = postgres.query(connection, "explain_mails", user_id)
+    next_run = _next_run(decisions.mails, source, connection)
+    for one in next_run.get("decisions", []):
+        one["by"] = _held_back_by(one, mails)
     return {
-        "mails": postgres.query(connection, "explain_mails", user_id),
+        "mails": mails,
         "suppressions": postgres.query(connection, "explain_suppressions", user_id),
         **reins,
-        "next_run": _next_run(decisions.mails, source, connection),
+        "next_run": next_run,
     }
+
+
+def _held_back_by(decision: dict[str, Any], mails: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Name the mail that a decision speaks of: `template`, `status` and the moment `at`."""
+    word, told = decision["outcome"].removeprefix("held back: "), None
+    for mail in mails:
+        is_open = mail["status"] in ("pending", "processing")
+        mailed = mail["status"] in ("processing", "sent", "failed")
+        at = mail["sent_at"] or mail["created_at"]
+        same = mail["template"] == decision["template"]
+        fits = {"open": is_open, "gap": mailed, "cooldown": mailed and same}.get(word, False)
+        if fits and (told is None or at > told["at"]):
+            told = {"template": mail["template"], "status": mail["status"], "at": at}
+    return told
 
 
 def _rejections(connection: Connection, user_id: str) -> dict[str, Any]:
