@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_email_histories import SEGMENTS, STEPS, World
+from test_email_histories import HISTORIES, SEGMENTS, STEPS, World
 
 from etl import email_triggers, user_segments
 from etl.explain import explain
@@ -17,29 +18,45 @@ from etl.explain import explain
 SLOW = ("crash", "race", "run_beside_workers", "die")
 
 
-@settings(
-    max_examples=6,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    people=st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
-    steps=st.lists(STEPS.filter(lambda step: step[0] not in SLOW), min_size=6, max_size=14),
-)
+HISTORY: Any = {
+    "people": st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
+    "steps": st.lists(STEPS.filter(lambda step: step[0] not in SLOW), min_size=9, max_size=18),
+}
+ALIKE: Any = {
+    "derandomize": not HISTORIES,
+    "database": None,
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+@settings(max_examples=2, **ALIKE)
+@given(**HISTORY)
 def test_explain_says_of_every_user_what_a_dry_run_says(
     environment: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]
 ) -> None:
-    with World.opened(environment) as world:
+    live(environment, people, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@settings(max_examples=HISTORIES or 12, **ALIKE)
+@given(**HISTORY)
+def test_explain_says_so_in_many_more_histories(
+    environment: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]
+) -> None:
+    live(environment, people, steps)
+
+
+def live(warehouse: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]) -> None:
+    """Let the CRM keep what the mart said half-way, and compare at the end."""
+    with World.opened(warehouse) as world:
         world.begin(people)
-        for name, *arguments in [("run", 1), *steps]:
+        for number, (name, *arguments) in enumerate([("run", 1), *steps]):
             getattr(world, name)(*arguments)
-        compare(world)
-        user_segments.sync(force=True)  # of another mart than the next
-        world.wait(30)
-        world.visit("user0", "regular")
-        world.leave("user1")
+            if number == len(steps) // 2:
+                world._write_mart()
+                user_segments.sync(force=True)
         compare(world)
 
 

@@ -142,14 +142,22 @@ def _mail_decisions(mails: Told, mart: Told, now: dt.datetime) -> Iterator[str]:
     for visit, moment in decision["visits"].items():
         yield f"{visit.removesuffix('_at').replace('_', ' ')} {when(moment, now)}"
     for one in decision["decisions"]:
-        until = f", until {when(one['until'], now)}" if one["until"] else ""
-        by = f" ({one['by']['template']}, {when(one['by']['at'], now)})" if one["by"] else ""
-        if one["outcome"] == "held back: cooldown" and not until:
-            until = "; it is sent once and never again"
-        paused = "; the template is paused" if one["template"] in mails["paused"] else ""
-        yield f"A run now: {one['template']} {words.outcome(one['outcome'])}{by}{until}{paused}."
+        yield f"A run now: {_decided(one, now)}."
+        if one["template"] in mails["paused"]:
+            yield f"The template {one['template']} is paused: workers are handed none."
     if not decision["decisions"]:
-        yield f"A run now would queue no mail: {_no_occasion(decision, mart)}."
+        yield f"A run now: no mail, because {_no_occasion(decision, mart)}."
+
+
+def _decided(one: Told, now: dt.datetime) -> str:
+    text, by = words.outcome(one["outcome"], one["template"]), one["by"]
+    if by:
+        text += f": {by['template']}, {when(by['at'], now)}"
+    if one["until"]:
+        text += f". Possible again {when(one['until'], now)}"
+    elif one["outcome"] == "held back: cooldown":
+        text += ". It is sent once and never again"
+    return text
 
 
 def _no_occasion(decision: Told, mart: Told) -> str:

@@ -20,22 +20,23 @@ _REASONS = {
 
 # What becomes of an occasion; the outcomes are those of a dry run (docs/email-queue.md).
 _OUTCOMES = {
-    "queued": "would be queued",
-    "pending again": "was cancelled and would wait again, because its occasion holds again",
-    "refreshed": "waits, and would say something else from now on",
-    "waiting": "waits for a mail worker, and would stay as it is",
-    "being sent": "is being sent, and would stay as it is",
-    "sent": "was sent for this visit; there is one mail a visit",
-    "failed": "was given up for this visit; there is one mail a visit",
-    "old news": "no mail, because the visit is too long ago",
-    "suppressed": "no mail, because the user has unsubscribed",
-    "held out": "no mail: one of those who get none, to measure what mails do",
-    "held back: holdout": "no mail: one of those who get none, to measure what mails do",
-    "held back: no episode": "no mail, because nobody knows when the visit was",
-    "held back: cooldown": "no mail, because the user got this mail before",
-    "held back: gap": "no mail yet, because the user got another mail just before",
-    "held back: open": "no mail yet, because another mail is on its way",
+    "queued": "{} would be queued",
+    "pending again": "{} was cancelled and would wait again, because its occasion holds again",
+    "refreshed": "{} waits, and would say something else from now on",
+    "waiting": "{} waits for a mail worker, and would stay as it is",
+    "being sent": "{} is being sent, and would stay as it is",
+    "sent": "no {}, because it was sent for this visit",
+    "failed": "no {}, because it was given up for this visit",
+    "old news": "no {}, because the visit is too long ago",
+    "suppressed": "no {}, because the user has unsubscribed",
+    "held out": "no {}, because the user gets none, to measure what mails do",
+    "held back: holdout": "no {}, because the user gets none, to measure what mails do",
+    "held back: no episode": "no {}, because nobody knows when the visit was",
+    "held back: cooldown": "no {} again, because the user got it before",
+    "held back: gap": "no {} yet, because the user got another mail just before",
+    "held back: open": "no {} yet, because another mail is on its way",
 }
+_CANCELLED = "cancelled: "
 
 # Why a waiting mail is cancelled.
 _CANCELS = {
@@ -82,11 +83,13 @@ def rejected(reason: str) -> str:
     return f"{column} {_REASONS.get(rule, 'breaks a rule')} ({reason})"
 
 
-def outcome(word: str) -> str:
-    """What becomes of an occasion or of a waiting mail, in a sentence that its template begins."""
-    if reason := cancelled(word.removeprefix("cancelled: ")) if ": " in word else "":
-        return f"waits, and would be cancelled, because {reason}"
-    return _OUTCOMES.get(word, word)
+def outcome(word: str, template: str) -> str:
+    """What becomes of an occasion or of a waiting mail: `win_back would be queued`."""
+    if word.startswith(_CANCELLED):
+        reason = cancelled(word.removeprefix(_CANCELLED))
+        return f"{template} waits and would be cancelled, because {reason}"
+    known = _OUTCOMES.get(word)
+    return known.format(template) if known else f"{template} {word}"
 
 
 def cancelled(reason: str | None) -> str:
