@@ -1,17 +1,23 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
+from etl.warehouse.errors import NotFoundError
 from etl.warehouse.spool import Batches, Spool, differing, missing, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
+from etl.warehouse.survey import Survey, lookalikes, survey
 
 __all__ = [
     "Batches",
     "Mart",
+    "NotFoundError",
     "Spool",
     "Stats",
+    "Survey",
     "differing",
+    "lookalikes",
     "missing",
     "open_mart",
     "read",
+    "survey",
     "to_batches",
     "write",
 ]
