@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 import redis
+from fixture_types import Failing, Mart, Meanwhile, OwnQuery, Select
 from redis_servers import Others
 
 from demo import sample
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from etl.postgres import Connection
 
 ROOT = Path(__file__).parent.parent
+
+pytest_plugins = ("commands",)
 
 BY_HAND = ("mart_user_segments", "mart_recommendations")
 
@@ -91,7 +94,7 @@ def database(environment: Path) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def select(database: Connection) -> Callable[..., list[dict[str, Any]]]:
+def select(database: Connection) -> Select:
     """Rows of a query, as committed now."""
 
     def run(sql: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -116,7 +119,7 @@ def others(servers: Servers, environment: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def mart(environment: Path) -> Callable[..., None]:
+def mart(environment: Path) -> Mart:
     """Run SQL statements that make the marts: `mart("CREATE TABLE mart_x AS ...")`."""
 
     def make(*statements: str) -> None:
@@ -129,7 +132,7 @@ def mart(environment: Path) -> Callable[..., None]:
 
 
 @pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     """Do something in mid-run: `meanwhile(8, do)`, before the keys' batch 8 goes to the writer."""
 
     def prepare(number: int, do: Callable[[], object]) -> None:
@@ -150,9 +153,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def failing(
-    mart: Callable[..., None], environment: Path, database: Connection, select: Callable[..., Any]
-) -> Callable[..., SyncError]:
+def failing(mart: Mart, environment: Path, database: Connection, select: Select) -> Failing:
     """Make a mart, spoil it step by step, sync: the error, one line, and the CRM as it was."""
     postgres.execute(database, "INSERT INTO crm.user_segments VALUES ('old', 'regular', 1, 1, 1)")
     database.commit()
@@ -172,9 +173,7 @@ def failing(
 
 
 @pytest.fixture
-def own_query(
-    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Path]:
+def own_query(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnQuery:
     """Put a user_segments.sql into a folder of its own and ETL_SQL_DIR to that."""
 
     def write(sql: str) -> Path:

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
 from conftest import ROOT
+from fixture_types import Select, Sync
 from pace import HANG
 
 from etl import postgres
@@ -23,9 +24,6 @@ from etl.settings import Settings
 
 if TYPE_CHECKING:
     from demo.embedded import Servers
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 
 def digest(select: Select) -> list[Any]:
@@ -63,7 +61,7 @@ def as_superuser(servers: Servers, *statements: str) -> None:
         connection.commit()
 
 
-def in_shards(sync: Callable[..., Any], shards: int, **options: Any) -> Any:
+def in_shards(sync: Sync, shards: int, **options: Any) -> Any:
     """Run every shard of a sync, as a scheduler does; the result has the counts of all."""
     if shards == 1:
         return dict(sync(**options))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Select = Callable[..., list[dict[str, Any]]]
+from fixture_types import Select
+
+from etl import postgres
+
+if TYPE_CHECKING:
+    from etl.postgres import Connection
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 HOUR = dt.timedelta(hours=1)
@@ -59,3 +63,25 @@ def queue(select: Select) -> list[str]:
 def counts(result: Any) -> dict[str, int]:
     """What the run did, without the zeros."""
     return {name: result[name] for name in COUNTS if result[name]}
+
+
+def mailed_lately(database: Connection, user_id: str) -> None:
+    execute(
+        database,
+        "INSERT INTO crm.email_queue"
+        " (user_id, template, episode_at, priority, payload, status, sent_at)"
+        f" VALUES ('{user_id}', 'receipt', 'epoch', 1, '{{}}', 'sent', now())",
+    )
+
+
+def suppress(database: Connection, user_id: str) -> None:
+    execute(database, f"INSERT INTO crm.email_suppressions (user_id) VALUES ('{user_id}')")
+
+
+def change(database: Connection, what: str, *, of: str = "%") -> None:
+    execute(database, f"UPDATE crm.email_queue SET {what} WHERE user_id LIKE '{of}'")
+
+
+def execute(database: Connection, sql: str) -> None:
+    postgres.execute(database, sql)
+    database.commit()

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 from conftest import command, results, segments
-from destinations import Mart, Select, execute, stuck
+from destinations import execute, stuck
+from fixture_types import Mart, Select
 from pace import HANG, within
 
 from etl import user_segments

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import segments
+from fixture_types import Mart, Select
 from pace import HANG, soon, within
 
 import etl
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from etl.postgres import Connection
 
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 STATUS = "SELECT sync, status, error FROM etl.sync_runs ORDER BY started_at"
 

@@ -12,7 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, execute, last_run
+from destinations import execute, last_run
+from fixture_types import Mart, Select
 
 from etl import email_triggers, recommendations, user_segments
 from etl.errors import SyncError

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import segments
-from destinations import Mart, Select, execute, last_run
+from destinations import execute, last_run
+from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import Refused

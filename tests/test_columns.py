@@ -7,7 +7,7 @@ import re
 import duckdb
 import pytest
 from conftest import ROOT, segments
-from destinations import Mart, Select
+from fixture_types import Mart, Select
 
 from etl import email_triggers, recommendations, user_segments
 from etl.email_triggers import EmailCandidate

@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import segments
-from destinations import Mart, Select, digest, execute, last_run
+from destinations import digest, execute, last_run
+from fixture_types import Mart, Select
 from test_email_histories import during_the_merge
 
 from etl import email_triggers, postgres, prune, user_segments, warehouse

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, segments
-from destinations import Mart, Select
+from fixture_types import Mart, Select
 
 from demo.embedded import Servers
 from etl import user_segments

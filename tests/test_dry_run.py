@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import command, results, segments
+from fixture_types import Mart, Select
 
 from etl import email_triggers, user_segments
 from etl.errors import Refused
 
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 Snapshot = Callable[[], dict[str, Any]]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from destinations import Mart, Select, execute
+from destinations import execute
+from fixture_types import Mart, Select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mails import audience, queue, user

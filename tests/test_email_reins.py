@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
-from destinations import Mart, Select, execute
+from destinations import execute
+from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers, postgres
@@ -20,7 +21,11 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from etl.postgres import Connection
 
-Ask = Callable[..., list[dict[str, Any]]]
+
+class Ask(Protocol):
+    """Run one of a worker's statements and commit; its rows."""
+
+    def __call__(self, name: str, *parameters: Any) -> list[dict[str, Any]]: ...
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from destinations import Mart, Select, execute, in_shards
+from destinations import execute, in_shards
+from fixture_types import Mart, Select
 from mails import HOUR, NOW, audience, counts, user
 
 from etl import email_triggers

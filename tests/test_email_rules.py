@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import command
-from destinations import Mart, Select, execute
+from destinations import execute
+from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers

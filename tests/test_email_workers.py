@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT, segments
+from fixture_types import Mart, Select
 from pace import within
 
 from etl import email_triggers, postgres
@@ -29,9 +30,6 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from demo.embedded import Servers
     from etl.postgres import Connection
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 
 class Worker:

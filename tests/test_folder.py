@@ -7,13 +7,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, segments
-from destinations import Mart, Select, stuck
+from destinations import stuck
+from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import SyncError
@@ -34,7 +34,7 @@ def test_a_run_has_one_folder_that_nobody_else_may_enter(
     mart: Mart, parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    stage: Callable[..., Any] = Run.stage
+    stage: Any = Run.stage
 
     def look(run: Run, *rest: Any) -> None:
         seen.extend((path.name, stat.S_IMODE(path.stat().st_mode)) for path in parent.iterdir())

@@ -10,19 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from conftest import ROOT
-from destinations import Mart
+from fixture_types import Mart
 from pace import HANG
 
 from demo import sample
 
 _PR_CAPBSET_DROP = 24
 
-Start = Callable[..., subprocess.Popen[str]]
+
+class Start(Protocol):
+    """Run `python -m` with these words in folders that it may not write to, but for one."""
+
+    def __call__(self, *words: str) -> subprocess.Popen[str]: ...
+
 
 # So slow to read that there is time to look.
 SLOW = """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import segments
 from destinations import in_shards
+from fixture_types import Mart, Select
 
 from etl import email_triggers, recommendations, user_segments, warehouse
 from etl.errors import Refused
@@ -19,8 +19,6 @@ from etl.user_segments import UserSegment
 if TYPE_CHECKING:
     import redis
 
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 USERS = segments(", ".join(f"('u{n:02}', 'abandoned_search', 3, 0, 0)" for n in range(20)))
 

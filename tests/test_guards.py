@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import redis
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, dump, execute, in_shards, last_run
+from destinations import digest, dump, execute, in_shards, last_run
+from fixture_types import Mart, Select, Sync
 
 from etl import email_triggers, recommendations, user_segments
 from etl.errors import Refused
@@ -25,7 +25,7 @@ Sql = tuple[str, ...]
 class Case:
     """A mart that a guard must refuse after the first one was synced, and one that it must not."""
 
-    sync: Callable[..., Any]
+    sync: Sync
     first: Sql
     wrong: Sql
     says: tuple[str, ...]

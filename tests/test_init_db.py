@@ -6,13 +6,13 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from conftest import command, segments
+from fixture_types import Mart, Select
 
 from demo.embedded import Servers
 from etl import email_triggers, postgres, recommendations, user_segments
@@ -23,9 +23,6 @@ from etl.settings import Settings
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.mark.every_sync

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import SyncError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, dump, execute, last_run, lock_held, stuck
+from destinations import digest, dump, execute, last_run, lock_held, stuck
+from fixture_types import Mart, Select
 from pace import HANG
 
 from etl import (

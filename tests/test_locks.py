@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT, command, results, segments
-from destinations import Mart, Select, execute, last_run, lock_held, stuck
+from destinations import execute, last_run, lock_held, stuck
+from fixture_types import Mart, Select
 from pace import HANG
 
 from etl import email_triggers, postgres, recommendations, user_segments

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import command, results
-from destinations import Mart, Select, execute, in_shards, last_run
+from destinations import execute, in_shards, last_run
+from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers

@@ -6,7 +6,8 @@ import re
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 
 from etl.errors import Refused
 from etl.run import guards

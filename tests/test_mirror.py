@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, in_shards, last_run
+from destinations import digest, in_shards, last_run
+from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import Refused

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import segments
-from destinations import Mart, as_superuser, execute
+from destinations import as_superuser, execute
+from fixture_types import Mart
 
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.init_db import init_db

@@ -8,19 +8,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import as_nobody, segments
+from fixture_types import Failing, Mart, OwnQuery, Select
 
 from etl import user_segments
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
 from etl.warehouse import marts
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
-Failing = Callable[..., SyncError]
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -31,7 +27,7 @@ READ = (
 
 
 def test_a_query_in_etl_sql_dir_comes_first(
-    mart: Mart, select: Select, own_query: Callable[[str], Path]
+    mart: Mart, select: Select, own_query: OwnQuery
 ) -> None:
     mart("CREATE SCHEMA crm", "CREATE TABLE crm.people AS SELECT 'a' AS id, 'vip' AS tier")
     own_query(
@@ -59,7 +55,7 @@ def test_a_query_in_etl_sql_dir_comes_first(
     ],
 )
 def test_a_query_may_read_tables_of_several_schemas(
-    mart: Mart, own_query: Callable[[str], Path], source: str
+    mart: Mart, own_query: OwnQuery, source: str
 ) -> None:
     mart(
         "CREATE SCHEMA people; CREATE TABLE people.people AS SELECT 'a' AS user_id",
@@ -74,9 +70,7 @@ def test_a_query_may_read_tables_of_several_schemas(
     assert user_segments.sync()["inserted"] == 1
 
 
-def test_a_mart_is_known_behind_a_step_of_its_name(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
+def test_a_mart_is_known_behind_a_step_of_its_name(failing: Failing, own_query: OwnQuery) -> None:
     sql = (
         "WITH mart_user_segments AS (FROM main.mart_user_segments)"
         " SELECT COLUMNS('^(user_id)$'), COLUMNS('^(tier|level)$') FROM mart_user_segments"
@@ -88,7 +82,7 @@ def test_a_mart_is_known_behind_a_step_of_its_name(
 
 @pytest.mark.parametrize("sql", ["", "-- nothing yet"])
 def test_a_query_without_rows_to_read_is_told(
-    failing: Failing, own_query: Callable[[str], Path], sql: str
+    failing: Failing, own_query: OwnQuery, sql: str
 ) -> None:
     error = failing(lambda _: own_query(sql))
 
@@ -97,9 +91,7 @@ def test_a_query_without_rows_to_read_is_told(
     )
 
 
-def test_a_query_must_return_each_column_once(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
+def test_a_query_must_return_each_column_once(failing: Failing, own_query: OwnQuery) -> None:
     sql = (
         "SELECT user_id, 'x' AS segment, segmented_at AS built_at,"
         " COLUMNS('^(total_searches|lifetime_searches)$') AS total_searches"
@@ -114,7 +106,7 @@ def test_a_query_must_return_each_column_once(
 
 
 def test_a_query_that_is_not_sql_is_told(
-    failing: Failing, own_query: Callable[[str], Path], environment: Path
+    failing: Failing, own_query: OwnQuery, environment: Path
 ) -> None:
     sql = "SELEC user_id FROM mart_user_segments"
     error = failing(lambda _: own_query(sql))
@@ -125,9 +117,7 @@ def test_a_query_that_is_not_sql_is_told(
     )
 
 
-def test_a_query_that_is_not_utf_8_is_told(
-    failing: Failing, own_query: Callable[[str], Path]
-) -> None:
+def test_a_query_that_is_not_utf_8_is_told(failing: Failing, own_query: OwnQuery) -> None:
     error = failing(lambda _: own_query("").write_bytes(b"SELECT '\xe9'"))
 
     assert str(error).startswith(f"{own_query('')}: cannot be read (")
@@ -145,7 +135,7 @@ def test_a_folder_of_queries_that_is_not_there_is_a_wrong_setting(
 
 
 def test_a_folder_without_this_sync_leaves_the_shipped_query(
-    mart: Mart, own_query: Callable[[str], Path]
+    mart: Mart, own_query: OwnQuery
 ) -> None:
     mart(ONE_USER)
     own_query("SELECT nonsense").rename(own_query("").with_name("recommendations.sql"))
@@ -173,7 +163,7 @@ def test_a_folder_without_this_sync_leaves_the_shipped_query(
     ],
 )
 def test_a_query_may_begin_and_end_as_its_author_likes(
-    mart: Mart, own_query: Callable[[str], Path], wrap: str
+    mart: Mart, own_query: OwnQuery, wrap: str
 ) -> None:
     mart(ONE_USER)
     own_query(wrap.format(READ))
@@ -192,7 +182,7 @@ def test_a_query_may_begin_and_end_as_its_author_likes(
     ],
 )
 def test_what_is_not_one_select_is_told(
-    failing: Failing, own_query: Callable[[str], Path], sql: str, problem: str
+    failing: Failing, own_query: OwnQuery, sql: str, problem: str
 ) -> None:
     error = failing(lambda _: own_query(sql.format(READ, READ)))
 
@@ -220,7 +210,7 @@ def test_what_is_not_one_select_is_told(
 )
 def test_what_is_no_readable_query_is_told_at_once(
     failing: Failing,
-    own_query: Callable[[str], Path],
+    own_query: OwnQuery,
     make: Callable[[Path], object],
     problem: str,
 ) -> None:
@@ -252,7 +242,7 @@ def test_a_query_that_may_not_be_read_is_told(closed: str, environment: Path) ->
 
 
 def test_a_query_may_read_a_file_beside_the_warehouse(
-    mart: Mart, environment: Path, own_query: Callable[[str], Path]
+    mart: Mart, environment: Path, own_query: OwnQuery
 ) -> None:
     mart(ONE_USER, f"COPY mart_user_segments TO '{environment.parent}/seg.parquet'")
     mart("DROP TABLE mart_user_segments")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 from refusing import pgbouncer
 
 from etl import email_triggers, postgres, recommendations, user_segments

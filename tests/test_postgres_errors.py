@@ -11,7 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import segments
-from destinations import Mart, execute
+from destinations import execute
+from fixture_types import Mart
 from refusing import german as start_german
 
 from etl import postgres, user_segments, warehouse

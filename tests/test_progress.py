@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT, segments
-from destinations import Mart
+from fixture_types import Mart
 from pace import HANG
 
 from etl.cli import progress

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, execute, in_shards
+from destinations import execute, in_shards
+from fixture_types import Mart, Select
 
 from etl import email_triggers, user_segments
 from etl.cli.arguments import parse

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from typing import Any, cast
 
 import polars as pl
 import pytest
 import redis
 from destinations import in_shards
+from fixture_types import Mart, Select
 from polars.testing import assert_frame_equal
 
 from demo.embedded import Servers
@@ -19,9 +19,6 @@ from etl.errors import Refused, SyncError
 from etl.recommendations import to_key_values, transform
 from etl.settings import Settings
 from etl.warehouse import stream
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 DAY = 24 * 60 * 60
 

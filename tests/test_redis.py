@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import ROOT, command, results
+from fixture_types import Mart
 from pace import HANG, within
 from redis_servers import Others
 from tls import Certificates, certificates, tls_proxy
@@ -21,7 +22,6 @@ from etl import cache, recommendations
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
 
-Mart = Callable[..., None]
 Patch = pytest.MonkeyPatch
 
 DAY = 24 * 60 * 60

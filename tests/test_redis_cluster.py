@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import pytest
 from conftest import ROOT
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Meanwhile, Select
 from pace import soon, within
 from redis.crc import key_slot
 from redis_cluster import LiveCluster, live_cluster
@@ -27,10 +28,14 @@ from etl import cache, recommendations
 from etl.errors import SyncError
 
 Patch = pytest.MonkeyPatch
-Meanwhile = Callable[..., None]  # meanwhile(number, do)
-Moved = Callable[..., Any]  # with moved(ends=True): ...
 
 USERS = 20_000
+
+
+class Moved(Protocol):
+    """Let a slot begin to move in mid-run, and arrive if `ends`: `with moved(ends=True)`."""
+
+    def __call__(self, *, ends: bool) -> AbstractContextManager[None]: ...
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import redis
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 from pace import within
 from redis_servers import Others
 from test_redis import MANY, redis_user

@@ -7,7 +7,7 @@ import os
 import traceback
 
 import pytest
-from destinations import Mart, Select
+from fixture_types import Mart, Select
 from pace import within
 from redis_servers import Answer, Others
 from test_causes import chain

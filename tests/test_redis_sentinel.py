@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Meanwhile, Select
 from needs import needs
 from pace import soon, within
 from redis_sentinel import Watched, watched
@@ -19,7 +20,6 @@ from etl import recommendations
 from etl.errors import SyncError
 
 Patch = pytest.MonkeyPatch
-Meanwhile = Callable[..., None]
 
 USERS = 20_000
 

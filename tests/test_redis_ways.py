@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 import trustme
-from destinations import Mart
+from fixture_types import Mart
 from pace import soon, within
 from redis_cluster import SLOTS
 from redis_servers import Others, started

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from adbc_driver_manager import AdbcStatusCode, OperationalError
 from conftest import segments
-from destinations import Mart
+from fixture_types import Mart
 from refusing import german as start_german
 from refusing import pgbouncer as start_pgbouncer
 from refusing import refusing

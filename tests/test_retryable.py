@@ -12,6 +12,7 @@ import duckdb
 import pytest
 import redis
 from conftest import segments
+from fixture_types import Mart
 
 from demo import sample
 from demo.embedded import Servers
@@ -22,7 +23,6 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from etl.postgres import Connection
 
-Mart = Callable[..., None]
 Sync = Callable[[], Any]
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, as_superuser, execute, last_run
+from destinations import as_superuser, execute, last_run
+from fixture_types import Mart, Select
 
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import Refused, SyncError

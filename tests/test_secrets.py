@@ -15,7 +15,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 import redis
 from conftest import ROOT, other_marts, segments
-from destinations import Mart, Select, stuck
+from destinations import stuck
+from fixture_types import Mart, Select
 
 from etl import postgres, user_segments
 from etl.plumbing.redact import hide

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, as_superuser, execute
+from destinations import as_superuser, execute
+from fixture_types import Mart, Select
 from needs import needs
 
 from demo.embedded.server import free_port

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results, segments
+from fixture_types import Mart, Select
 
 from demo import sample
 from demo.embedded import Servers
@@ -19,9 +20,6 @@ from etl import cache, postgres, recommendations, settings, user_segments
 from etl.cli.flags import SYNCS
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 # Every character that some way of writing a connection down would choke on.
 PASSWORDS = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from conftest import segments
-from destinations import Mart, Select, execute, in_shards
+from destinations import execute, in_shards
+from fixture_types import Mart, Select
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 

@@ -6,13 +6,13 @@ import datetime as dt
 import importlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from conftest import command, other_marts, segments
-from destinations import Mart, Select, lock_held, stuck
+from destinations import lock_held, stuck
+from fixture_types import Mart, Select
 
 from etl import email_triggers, postgres, user_segments
 from etl.cli.advice import next_command
@@ -83,7 +83,7 @@ def test_colours_are_for_terminals(mart: Mart) -> None:
     ],
 )
 def test_a_sync_without_a_recent_ok_run_is_overdue(
-    ran: Callable[..., None], ages: list[Any], overdue: bool
+    ran: Ran, ages: list[Any], overdue: bool
 ) -> None:
     for age in ages:
         outcome, hours = ("ok", age) if isinstance(age, float) else age
@@ -94,7 +94,7 @@ def test_a_sync_without_a_recent_ok_run_is_overdue(
     assert known["overdue"] == (["user_segments"] if overdue else [])
 
 
-def test_a_sync_spread_over_shards_is_as_old_as_its_oldest_shard(ran: Callable[..., None]) -> None:
+def test_a_sync_spread_over_shards_is_as_old_as_its_oldest_shard(ran: Ran) -> None:
     ran("ok", 1, 0, 2)
     assert status(Flags(sync="user_segments"), NOW)["overdue"] == ["user_segments"]
 
@@ -107,7 +107,7 @@ def test_a_sync_spread_over_shards_is_as_old_as_its_oldest_shard(ran: Callable[.
     assert round((NOW - known["syncs"][0]["ok_at"]).total_seconds() / 3600) == 2
 
 
-def test_max_age_makes_it_a_health_check(ran: Callable[..., None]) -> None:
+def test_max_age_makes_it_a_health_check(ran: Ran) -> None:
     ran("ok", 3)
 
     one = ("etl.status", "--sync", "user_segments")
@@ -152,7 +152,7 @@ def test_check_says_what_is_wrong_and_nothing_else(mart: Mart, tmp_path: Path) -
     ],
 )
 def test_check_judges_by_the_last_run_that_ended(
-    ran: Callable[..., None], outcomes: list[str], wrong: bool
+    ran: Ran, outcomes: list[str], wrong: bool
 ) -> None:
     for hours, outcome in zip(range(9, 0, -1), outcomes, strict=False):
         ran(outcome, hours)
@@ -163,7 +163,7 @@ def test_check_judges_by_the_last_run_that_ended(
     assert command("etl.status", "--check", "--sync", "user_segments").returncode == wrong
 
 
-def test_a_shard_that_failed_is_not_hidden_by_the_others(ran: Callable[..., None]) -> None:
+def test_a_shard_that_failed_is_not_hidden_by_the_others(ran: Ran) -> None:
     ran("failed", 3, 1, 20)
     for shard in (0, *range(2, 20)):
         ran("ok", 2, shard, 20)
@@ -274,7 +274,7 @@ def test_a_killed_run_is_told_from_one_that_is_under_way(mart: Mart, select: Sel
 
 
 def test_the_trend_looks_back_on_twelve_runs_and_the_history_on_as_many_as_asked(
-    ran: Callable[..., None],
+    ran: Ran,
 ) -> None:
     for hours in range(20):
         ran("ok", hours)
@@ -330,8 +330,14 @@ def test_a_database_that_is_away_ends_with_1_and_one_line() -> None:
     assert "cannot connect" in finished.stderr
 
 
+class Ran(Protocol):
+    """Put a run of user_segments into the ledger."""
+
+    def __call__(self, outcome: str, hours: float, shard: int = 0, shards: int = 1) -> None: ...
+
+
 @pytest.fixture
-def ran(environment: object) -> Callable[..., None]:
+def ran(environment: object) -> Ran:
     """Put a run of user_segments into the ledger: outcome, hours ago, shard of how many."""
 
     def put(outcome: str, hours: float, shard: int = 0, shards: int = 1) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, execute, last_run
+from destinations import execute, last_run
+from fixture_types import Mart, Select
 from needs import needs
 from prometheus_client.parser import text_string_to_metric_families
 

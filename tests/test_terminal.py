@@ -7,7 +7,8 @@ import unicodedata
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, execute
+from destinations import execute
+from fixture_types import Mart, Select
 
 from etl.plumbing.redact import as_json, escaped, quote_value
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import command, results, segments
+from fixture_types import Mart
 from needs import needs
 from pace import within
 from tls import Certificates, certificates, tls_proxy
@@ -27,7 +28,6 @@ from etl.settings import Settings
 if TYPE_CHECKING:
     from demo.embedded import Servers
 
-Mart = Callable[..., None]
 Given = dict[str, str]
 
 

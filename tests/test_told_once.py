@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import command, segments
-from destinations import Mart
+from fixture_types import Mart
 
 from etl.cli.flags import SYNCS
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, as_superuser, execute
+from destinations import as_superuser, execute
+from fixture_types import Mart, Select
 
 from etl import email_triggers, postgres, user_segments
 from etl.errors import SyncError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +13,7 @@ import polars as pl
 import pytest
 from conftest import segments
 from destinations import execute
+from fixture_types import Mart, Select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,10 +22,8 @@ from etl.postgres import Connection
 from etl.settings import Settings
 from etl.warehouse import stream
 
-Select = Callable[..., list[dict[str, Any]]]
 
-
-def test_a_first_run_inserts_every_user(mart: Callable[..., None], select: Select) -> None:
+def test_a_first_run_inserts_every_user(mart: Mart, select: Select) -> None:
     mart(segments("('a', 'new_user', 3, 0, 0), ('b', 'high_value', 90, 12, 1234.56)"))
 
     result = user_segments.sync()
@@ -54,7 +52,7 @@ def test_a_first_run_inserts_every_user(mart: Callable[..., None], select: Selec
     ]
 
 
-def test_unchanged_rows_are_not_written_again(mart: Callable[..., None], select: Select) -> None:
+def test_unchanged_rows_are_not_written_again(mart: Mart, select: Select) -> None:
     mart(segments("('a', 'new_user', 3, 0, 0), ('b', 'regular', 9, 1, 5)"))
     user_segments.sync()
     before = select("SELECT ctid::text, * FROM crm.user_segments ORDER BY user_id")
@@ -69,9 +67,7 @@ def test_unchanged_rows_are_not_written_again(mart: Callable[..., None], select:
     assert after[1]["segment_changed_at"] == before[1]["segment_changed_at"]
 
 
-def test_what_somebody_changed_by_hand_is_put_right(
-    mart: Callable[..., None], select: Select
-) -> None:
+def test_what_somebody_changed_by_hand_is_put_right(mart: Mart, select: Select) -> None:
     mart(segments("('a', 'regular', 3, 0, 0.01), ('b', 'regular', 9, 1, 999999999999.99)"))
     user_segments.sync()
     execute(
@@ -93,7 +89,7 @@ def test_what_somebody_changed_by_hand_is_put_right(
 
 
 def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_other(
-    mart: Callable[..., None], select: Select, database: Connection
+    mart: Mart, select: Select, database: Connection
 ) -> None:
     mart(segments("('a', 'high_value', 3, 0, 0), ('b', 'regular', 9, 1, 5)"))
     add = "INSERT INTO crm.user_segments VALUES ('b', 'new_user', 1, 0, 0)"
@@ -117,7 +113,7 @@ def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_oth
 
 
 def test_a_mart_read_in_batches_comes_to_the_same(
-    mart: Callable[..., None], select: Select, monkeypatch: pytest.MonkeyPatch
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
     rows = "SELECT user_id, total_searches FROM crm.user_segments ORDER BY user_id"
@@ -143,7 +139,7 @@ def test_a_mart_read_in_batches_comes_to_the_same(
 
 
 def test_the_target_is_read_back_only_where_that_pays(
-    mart: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, reads = postgres.stream, []
 

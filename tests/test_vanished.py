@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import redis
 from conftest import command
-from destinations import Mart, Select, dump, execute, in_shards, last_run
+from destinations import dump, execute, in_shards, last_run
+from fixture_types import Mart, Select
 
 from etl import recommendations
 from etl.errors import Refused

@@ -19,6 +19,7 @@ import duckdb
 import polars as pl
 import pytest
 from conftest import as_nobody, command, results, segments
+from fixture_types import Failing, Mart, OwnQuery, Select
 
 from etl import recommendations, user_segments, warehouse
 from etl.errors import Refused, SyncError
@@ -29,9 +30,6 @@ from etl.warehouse import stream
 if TYPE_CHECKING:
     pass
 
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
-Failing = Callable[..., SyncError]
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -456,7 +454,7 @@ def test_a_collation_of_the_key_neither_doubles_nor_loses_users(
 
 
 def test_a_view_and_a_query_of_ones_own_are_computed_once(
-    mart: Mart, own_query: Callable[[str], Path], select: Select
+    mart: Mart, own_query: OwnQuery, select: Select
 ) -> None:
     """Were they computed twice, a random number would differ from itself."""
     mart(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import command
+from fixture_types import Mart, OwnQuery, Select
 
 from etl import user_segments
 from etl.errors import SyncError
 from etl.warehouse import errors
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 # Each expression fails on the value of u, which is somebody's address.
 EXPRESSIONS = {
@@ -125,7 +121,7 @@ def test_what_is_not_known_to_hold_no_value_is_told_by_its_kind(
     ],
 )
 def test_an_error_of_names_shows_them(
-    mart: Mart, own_query: Callable[[str], Path], view: str, told: str
+    mart: Mart, own_query: OwnQuery, view: str, told: str
 ) -> None:
     mart("CREATE TABLE stg AS SELECT 'anna' AS u")
     own_query(view)

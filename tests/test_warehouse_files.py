@@ -7,18 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 import pytest
 from conftest import command, segments
+from fixture_types import Failing, Mart, OwnQuery
 
 from etl import user_segments
 from etl.errors import SyncError
-
-Mart = Callable[..., None]
-Failing = Callable[..., SyncError]
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -26,10 +24,14 @@ ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 # Views over files
 
 
+class Beside(Protocol):
+    """Make a warehouse in a folder, with the mart as this view over a file."""
+
+    def __call__(self, view: str, folder: str = "target") -> Path: ...
+
+
 @pytest.fixture
-def beside(
-    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Path]:
+def beside(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beside:
     """Make a warehouse in a folder, with the mart as a view over a file beside it."""
 
     def make(view: str, folder: str = "target") -> Path:
@@ -65,25 +67,21 @@ def beside(
         "FROM (FROM 'data/seg.parquet' WHERE segment <> 'no file.csv')",
     ],
 )
-def test_a_view_reads_files_relative_to_the_warehouse(
-    beside: Callable[..., Path], view: str
-) -> None:
+def test_a_view_reads_files_relative_to_the_warehouse(beside: Beside, view: str) -> None:
     beside(view)
 
     assert user_segments.sync()["inserted"] == 1
 
 
 @pytest.mark.parametrize("folder", ["a, b", "it's", 'two "words"', "ünï"])
-def test_the_folder_of_the_warehouse_may_have_any_name(
-    beside: Callable[..., Path], folder: str
-) -> None:
+def test_the_folder_of_the_warehouse_may_have_any_name(beside: Beside, folder: str) -> None:
     beside("FROM 'data/seg.parquet'", folder)
 
     assert user_segments.sync()["inserted"] == 1
 
 
 def test_a_link_to_the_warehouse_leads_to_the_files_beside_it(
-    beside: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside: Beside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = tmp_path / "current.duckdb"
     link.symlink_to(beside("FROM 'data/seg.parquet'") / "dev.duckdb")
@@ -92,7 +90,7 @@ def test_a_link_to_the_warehouse_leads_to_the_files_beside_it(
     assert user_segments.sync()["inserted"] == 1
 
 
-def test_a_view_over_views_over_files_is_read(beside: Callable[..., Path]) -> None:
+def test_a_view_over_views_over_files_is_read(beside: Beside) -> None:
     home = beside("FROM 'data/seg.parquet'")
     with duckdb.connect(home / "dev.duckdb") as connection:
         connection.execute(f"SET file_search_path = '{home}'")
@@ -103,7 +101,7 @@ def test_a_view_over_views_over_files_is_read(beside: Callable[..., Path]) -> No
 
 
 def test_another_file_of_that_name_where_the_run_was_started_is_not_read(
-    beside: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside: Beside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = beside("FROM 'data/seg.parquet'")
     (tmp_path / "elsewhere" / "data").mkdir(parents=True)
@@ -230,7 +228,7 @@ def test_a_link_to_what_is_no_file_is_told_at_once(
     ],
 )
 def test_a_view_that_needs_an_extension_is_told(
-    failing: Failing, environment: Path, own_query: Callable[[str], Path], view: str
+    failing: Failing, environment: Path, own_query: OwnQuery, view: str
 ) -> None:
     error = failing(lambda _: own_query(view))
 

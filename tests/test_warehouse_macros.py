@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import polars as pl
 import pytest
 from conftest import ROOT, segments
 from destinations import in_shards
+from fixture_types import Mart, OwnQuery, Select, Sync
 
 from etl import email_triggers, recommendations, user_segments, warehouse
 from etl.email_triggers import EmailCandidate
@@ -25,8 +25,6 @@ from etl.user_segments import UserSegment
 if TYPE_CHECKING:
     import dataframely as dy
 
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
 
 # As DuckDB calls what is written between two values, and the brackets of a list.
 OPERATORS = ("+", "-", "*", "/", "//", "%", "||", "->", "->>", "~~", "list_value", "array_extract")
@@ -47,7 +45,7 @@ RECOMMENDED = (
     " FROM range(9) AS r(n)"
 )
 
-SYNCS: dict[str, tuple[Callable[..., Any], type[dy.Schema]]] = {
+SYNCS: dict[str, tuple[Sync, type[dy.Schema]]] = {
     "user_segments": (user_segments.sync, UserSegment),
     "email_triggers": (email_triggers.sync, EmailCandidate),
     "recommendations": (recommendations.sync, Recommendation),
@@ -154,7 +152,7 @@ def test_a_macro_that_the_mart_itself_calls_is_the_teams_own(mart: Mart, select:
 
 
 def test_a_query_of_ones_own_may_call_macros_of_the_file(
-    mart: Mart, select: Select, own_query: Callable[[str], Path]
+    mart: Mart, select: Select, own_query: OwnQuery
 ) -> None:
     mart(ROWS, "CREATE MACRO own(x) AS x || '?'; CREATE MACRO lower(x) AS 'stolen'")
     own_query(

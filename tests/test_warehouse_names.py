@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import duckdb
 import pytest
 from conftest import segments
+from fixture_types import Failing, Mart, OwnQuery, Select
 
 from etl import email_triggers, recommendations, user_segments
 from etl.errors import SyncError
-
-Mart = Callable[..., None]
-Select = Callable[..., list[dict[str, Any]]]
-Failing = Callable[..., SyncError]
 
 ONE_USER = segments("('a', 'at_risk', 3, 1, 9.5)")
 
@@ -28,8 +25,14 @@ RECOMMENDED = (
 )
 
 
+class Renamed(Protocol):
+    """Make a warehouse with these statements, then give its file another name."""
+
+    def __call__(self, stem: str, *statements: str) -> None: ...
+
+
 @pytest.fixture
-def renamed(mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def renamed(mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch) -> Renamed:
     """Make a warehouse, then give its file another name: `renamed("marts", "CREATE ...")`."""
 
     def make(stem: str, *statements: str) -> None:
@@ -46,7 +49,7 @@ def renamed(mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch) -> C
     "name", ["marts", "MARTS", "temp", "system", "memory", "a.b", "two words", "a,b", "q'uo\"te"]
 )
 def test_a_file_may_be_named_like_its_schema(
-    renamed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, name: str, named: bool
+    renamed: Renamed, monkeypatch: pytest.MonkeyPatch, name: str, named: bool
 ) -> None:
     schema = '"{}"'.format(name.replace('"', '""').lower())
     renamed(
@@ -73,7 +76,7 @@ def test_a_file_may_be_named_like_its_schema(
     ],
 )
 def test_a_file_may_have_any_other_name(
-    renamed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, stem: str, named: bool
+    renamed: Renamed, monkeypatch: pytest.MonkeyPatch, stem: str, named: bool
 ) -> None:
     renamed(stem, ONE_USER)
     if named:
@@ -83,7 +86,7 @@ def test_a_file_may_have_any_other_name(
 
 
 def test_what_is_ambiguous_in_a_query_is_told_with_the_way_out(
-    renamed: Callable[..., None], own_query: Callable[[str], Path]
+    renamed: Renamed, own_query: OwnQuery
 ) -> None:
     renamed("marts", "CREATE SCHEMA marts", ONE_USER.replace(" mart_user", " marts.mart_user"))
     own_query(f"{READ}, segmented_at AS built_at FROM marts.mart_user_segments")
@@ -97,9 +100,7 @@ def test_what_is_ambiguous_in_a_query_is_told_with_the_way_out(
 
 
 @pytest.mark.parametrize("stem", ["warehouse", "marketing"])
-def test_views_over_views_of_several_schemas_are_read(
-    renamed: Callable[..., None], stem: str
-) -> None:
+def test_views_over_views_of_several_schemas_are_read(renamed: Renamed, stem: str) -> None:
     renamed(
         stem,
         "CREATE SCHEMA dev; CREATE SCHEMA staging; CREATE SCHEMA marketing_marts",
@@ -151,9 +152,7 @@ def test_a_missing_and_a_doubled_column_are_told_in_any_case(failing: Failing) -
     )
 
 
-def test_an_own_query_may_return_columns_in_any_case(
-    mart: Mart, own_query: Callable[[str], Path]
-) -> None:
+def test_an_own_query_may_return_columns_in_any_case(mart: Mart, own_query: OwnQuery) -> None:
     mart(ONE_USER)
     own_query(
         READ.replace("user_id", "user_id AS USER_ID")
@@ -164,7 +163,7 @@ def test_an_own_query_may_return_columns_in_any_case(
 
 
 def test_an_own_query_that_asks_for_names_in_one_case_is_told_what_there_is(
-    failing: Failing, own_query: Callable[[str], Path]
+    failing: Failing, own_query: OwnQuery
 ) -> None:
     sql = "SELECT COLUMNS('^(user_id)$') AS user_id FROM mart_user_segments"
     error = failing(

@@ -9,12 +9,12 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, segments
+from fixture_types import Mart, Select
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_the_sdist_holds_what_it_takes_to_build_the_wheel(dist: Path) -> None:
 @pytest.mark.slow
 def test_the_installed_command_runs_a_sync_from_any_folder(
     installed: Path,
-    mart: Callable[..., None],
-    select: Callable[..., list[dict[str, Any]]],
+    mart: Mart,
+    select: Select,
     tmp_path: Path,
 ) -> None:
     mart(segments("('a', 'new_user', 3, 0, 0), ('b', 'high_value', 90, 12, 1234.56)"))

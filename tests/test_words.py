@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 from redis_servers import Others
 
 from etl import postgres, recommendations, settings, user_segments

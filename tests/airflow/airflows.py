@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conftest import ROOT
+from fixture_types import Select
 
 from etl import postgres
 
@@ -35,8 +36,6 @@ DONE, FAILED, NOT_RUN, SKIPPED = (
     ("skipped", 1),
 )
 SHARD_OF = "(('x' || substr(md5(user_id), 1, 8))::bit(32)::bigint % 3)::int"
-
-Select = Callable[..., list[dict[str, Any]]]
 
 
 @dataclass

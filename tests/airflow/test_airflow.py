@@ -28,11 +28,11 @@ from airflows import (
     SYNCS,
     USERS,
     Airflow,
-    Select,
     break_user,
     counts,
     told,
 )
+from fixture_types import Select
 from pace import crowding
 
 from demo import sample

@@ -24,7 +24,6 @@ from airflows import (
     SKIPPED,
     SYNCS,
     USERS,
-    Select,
     break_user,
     counts,
     told,
@@ -32,6 +31,7 @@ from airflows import (
 )
 from conftest import ROOT
 from destinations import as_superuser
+from fixture_types import Select
 from running import Running
 from smtp_sink import Mailbox
 

@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVarTuple
+
+_Given = TypeVarTuple("_Given")
 
 _PIECE = 65_536
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: closing sends a RST
@@ -162,5 +165,5 @@ class Proxy:
         return socket.create_server(("127.0.0.1", port), backlog=128)
 
     @staticmethod
-    def _spawn(work: Callable[..., None], *arguments: object) -> None:
+    def _spawn(work: Callable[[*_Given], object], *arguments: *_Given) -> None:
         threading.Thread(target=work, args=arguments, daemon=True).start()

@@ -18,7 +18,7 @@ import duckdb
 import pytest
 import redis
 from conftest import ROOT
-from destinations import Select
+from fixture_types import Select
 from proxy import Proxy
 
 from etl.result import SyncResult

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 import redis
-from destinations import Select
+from fixture_types import Select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenes import run, times

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 from conftest import segments
-from destinations import Mart, Select, stuck
+from destinations import stuck
+from fixture_types import Mart, Select
 from pace import soon
 from scenes import (
     SYNCS,

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results
-from destinations import Select, execute, last_run
+from destinations import execute, last_run
+from fixture_types import Select
 from pace import HANG, soon, within
 from proxy import Proxy
 from scenes import (

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import command, results, segments
-from destinations import Mart, Select, digest, execute, last_run, stuck
+from destinations import digest, execute, last_run, stuck
+from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from proxy import Proxy
 from scenes import full_only, later, nothing_is_left, proxied, run, spawn, superuser

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from destinations import Select
+from fixture_types import Select
 from pace import soon
 from scenes import (
     FULL,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 
 import pytest
-from destinations import Mart
+from fixture_types import Mart
 from pace import HANG, within
 from redis_servers import Others
 

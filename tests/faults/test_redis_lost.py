@@ -7,16 +7,17 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import redis
-from destinations import Mart, Select, last_run
+from destinations import last_run
+from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from proxy import Proxy
 from scenes import FULL, later, start
@@ -275,7 +276,11 @@ def test_a_run_that_waits_for_redis_can_be_stopped(
 
 # Helpers
 
-_Patched = Callable[..., Any]  # patch(command, seconds=20): runs go by a proxy, with that command
+
+class _Patched(Protocol):
+    """Let runs go by a proxy, and write keys by this command."""
+
+    def __call__(self, command: str, seconds: float = 20) -> AbstractContextManager[Proxy]: ...
 
 
 @pytest.fixture

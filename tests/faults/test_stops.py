@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import ROOT, segments
-from destinations import Mart, Select
+from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from scenes import (
     SYNCS,

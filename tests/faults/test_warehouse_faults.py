@@ -15,7 +15,8 @@ from pathlib import Path
 import duckdb
 import pytest
 from conftest import ROOT, command, results, segments
-from destinations import Mart, Select, digest, last_run, stuck
+from destinations import digest, last_run, stuck
+from fixture_types import Mart, Select
 from needs import needs
 from pace import HANG, within
 from scenes import FULL, SYNCS, dbt_writes, later, run, start, times

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import ROOT
+from fixture_types import Select
 
 from demo import sample
 from etl import postgres, recommendations, user_segments
@@ -70,7 +71,7 @@ def analyst(live: None, keys: redis.Redis) -> Iterator[dict[str, str]]:
 
 
 def test_on_live_servers_it_needs_to_read_only(
-    analyst: dict[str, str], select: Callable[..., list[dict[str, Any]]], tmp_path: Path
+    analyst: dict[str, str], select: Select, tmp_path: Path
 ) -> None:
     crm = "SELECT xmin::text, * FROM crm.user_segments ORDER BY user_id"
     before = select(crm)
