@@ -129,9 +129,7 @@ class Settings:
         return settings
 
     @classmethod
-    def parse(
-        cls, environment: Mapping[str, str] = os.environ
-    ) -> tuple[Settings, dict[str, str]]:
+    def parse(cls, environment: Mapping[str, str] = os.environ) -> tuple[Settings, dict[str, str]]:
         """Read every setting; one that does not parse has its default, and its problem is told.
 
         Returns:

@@ -1,6 +1,7 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
 from etl.postgres.copy import copy_to_temp
+from etl.postgres.errors import foreseen
 from etl.postgres.merge import UNIQUE_VIOLATION, Merge, merge, refuse_unwritten, write
 from etl.postgres.query import execute, execute_alone, query, savepoint, select, stream
 from etl.postgres.session import STOP_SECONDS, Call, Connection, connect, in_thread, session
@@ -15,6 +16,7 @@ __all__ = [
     "copy_to_temp",
     "execute",
     "execute_alone",
+    "foreseen",
     "in_thread",
     "merge",
     "query",

@@ -72,6 +72,22 @@ def to_sync_error(
     """
     sqlstate = getattr(error, "sqlstate", None)
     heard = _answer(sqlstate, _fields(error)) if sqlstate else _heard(str(error), connecting)
+    error.args, error.details = (_safe(heard, settings),), []  # type: ignore[attr-defined]
+    return _problem(heard, settings, sqlstate, blocker)
+
+
+def foreseen(settings: Settings, sqlstate: str, words: str) -> SyncError:
+    """Return the error of a statement that Postgres would answer with this SQLSTATE and words."""
+    return _problem(_Message(sqlstate, words), settings, sqlstate)
+
+
+def _safe(heard: _Message, settings: Settings) -> str:
+    return one_line(heard.words, settings.secrets)[:_LONGEST]
+
+
+def _problem(
+    heard: _Message, settings: Settings, sqlstate: str | None, blocker: str = ""
+) -> SyncError:
     advice = heard.cause.advice.format(
         user=settings.postgres_user,
         seconds=f"{settings.postgres_statement_timeout:g}",
@@ -79,11 +95,10 @@ def to_sync_error(
     )
     if not advice and sqlstate and sqlstate not in heard.words:
         advice = f" (SQLSTATE {sqlstate})"
-    words = one_line(heard.words, settings.secrets)[:_LONGEST]
     kind = ConnectionLost if heard.cause.passes else Transient if heard.cause.later else SyncError
+    words = _safe(heard, settings)
     problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
-    error.args, error.details = (words,), []  # type: ignore[attr-defined]
     return problem
 
 

@@ -33,8 +33,9 @@ def survey(settings: Settings, spill: Path) -> Survey:
     path = Path(settings.duckdb_path)
     logs = [str(log) for log in file.logs_beside(path)]
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
-        found = connection.execute(queries.load("warehouse", "survey")).fetchone() or ("", 0)
-    return Survey(*found, f"{', '.join(logs)}: {file.LOG_MEANS}" if logs else None)
+        ((storage, tables),) = connection.execute(queries.load("warehouse", "survey")).fetchall()
+    warning = f"{', '.join(logs)}: {file.LOG_MEANS}" if logs else None
+    return Survey(storage, tables, warning)
 
 
 def lookalikes(

@@ -3,6 +3,7 @@
 WITH names AS (
     SELECT t.table_schema || '.' || t.table_name AS place, t.table_name AS name, $1 AS wanted
     FROM system.information_schema.tables AS t
+    WHERE t.table_catalog NOT IN ('system', 'temp')
     UNION ALL
     SELECT c.table_schema || '.' || c.table_name || '.' || c.column_name, c.column_name, $2
     FROM system.information_schema.columns AS c
