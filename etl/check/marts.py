@@ -67,7 +67,6 @@ class Look(Run):
     ) -> Spool:
         """Read the mart as `Run.read` does, and keep a sample of the rows; see there."""
         job = self.job
-        validator = Validator(schema, 0, job.started_at)
         key, keys = schema.primary_key()[0], [pl.Series([], dtype=pl.UInt64)]
         sample = reshape(schema.create_empty())
         with (
@@ -83,6 +82,7 @@ class Look(Run):
             contextlib.closing(mart.frames()) as frames,
         ):
             self.tables, self.mapped, self.contract = mart.tables, mart.mapped, (*schema.columns(),)
+            validator = Validator(schema, 0, job.started_at, unique=not mart.ordered)
             for frame in frames:
                 rows = reshape(validator.valid_rows(frame))
                 keys.append(rows[key].hash())

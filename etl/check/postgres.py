@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -91,7 +92,7 @@ def _server(server: dict[str, Any], settings: Settings) -> Finding:
         advice = f"the oldest supported is {_OLDEST // 10_000}: upgrade the server"
         return Finding(_SERVER, FAIL, found, advice)
     if server["read_only"]:
-        words = "cannot execute CREATE TABLE in a read-only transaction"
+        words = "cannot execute DROP TABLE in a read-only transaction"
         return failed(_SERVER, postgres.foreseen(settings, "25006", words))
     if server["encoding"] not in ("UTF8", "SQL_ASCII"):
         advice = "use a database in UTF8: a character that this one cannot hold ends a run"
@@ -122,7 +123,8 @@ def _tables(connection: Connection, settings: Settings) -> Iterable[Finding]:
         found.append(failed(_TABLES, error))
     due = init_db.due_statements(connection)
     if absent := [words for name, ddl in due.items() if (words := _absent(name, ddl, due))]:
-        found.append(failed(_TABLES, postgres.foreseen(settings, "42P01", ", ".join(absent))))
+        first = failed(_TABLES, postgres.foreseen(settings, "42P01", absent[0]))
+        found.append(replace(first, found=", ".join([first.found, *absent[1:]])))
     elif due:
         advice = "run `python -m etl.init_db` (make init-db)"
         found.append(Finding(_TABLES, WARN, f"not up to date, without {', '.join(due)}", advice))
@@ -135,7 +137,7 @@ def _absent(name: str, ddl: str, due: Collection[str]) -> str:
     if name in used:
         return f'relation "{name}" does not exist'
     if name in rights.FUNCTIONS:
-        return f"function {name}() does not exist"
+        return f"function {name}({rights.FUNCTIONS[name]}) does not exist"
     table = name.rpartition(".")[0]
     if name.count(".") == 2 and table in used:
         return f'{"column" if "ADD COLUMN" in ddl else "constraint"} "{name}" does not exist'
@@ -187,17 +189,17 @@ def _odd_finding(kind: str, name: str, what: str, settings: Settings) -> Finding
 
 # By the kind that check_tables.sql tells: where it is shown, whether it stops a run, what to do.
 _ODD = {
-    "rule": (_TRIGGERS, FAIL, "has a rule, with which no run can write:", "mend it or disable it"),
+    "rule": (_TRIGGERS, FAIL, "cannot be written by a run: rule", "mend it or disable it"),
     "dropper": (
         _TRIGGERS,
         WARN,
-        "has a trigger that may drop rows, which ends a run:",
+        "may lose rows, which ends a run, by trigger",
         "see that it drops none; mend it or disable it",
     ),
     "trigger": (
         _TRIGGERS,
         WARN,
-        "has a trigger:",
+        "has trigger",
         "it is part of each run: what it raises ends that, and its time adds to it",
     ),
     "type": (

@@ -8,7 +8,7 @@ from typing import Any
 from etl.plumbing import queries
 
 # What the syncs call; everybody may, unless somebody took that away.
-FUNCTIONS = ("etl.shard_of",)
+FUNCTIONS = {"etl.shard_of": "text, integer"}
 
 # The role of the syncs, and the lists of roles in roles.sql that it is in.
 _GRANTEES = re.compile(r"searchflow_etl|:roles|:jobs")

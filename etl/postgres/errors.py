@@ -43,6 +43,9 @@ _COPIED_COLUMN = re.compile(r"^COPY \w+, \S+ \d+, \S+ (\w+)")
 _SERVER_SAYS = re.compile(r"(?:^|[\s:])([^\s:]+(?: [^\s:]+)?) ?:  (\S[^\n]*)")
 _TO_SERVER = re.compile(r"connection to server (?:at|on) (.*?) failed: (.*)", re.DOTALL)
 
+# The driver hands on no SQLSTATE of the temporary table that it makes for a COPY.
+_NOT_CREATED = re.compile(r"Failed to create table: \S+:  (permission denied to create[^\n]*)")
+
 _LONGEST = 300  # characters of a message from outside
 
 
@@ -147,6 +150,8 @@ def _heard(text: str, connecting: bool) -> _Message:
         return _Message("refused", pooler[0])
     if (cut := causes.CUT.search(text)) and "Python exception" not in text:
         return _Message("libpq", cut[0])
+    if denied := _NOT_CREATED.search(text):
+        return _Message("42501", denied[1])
     # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.
     return _Message("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
 

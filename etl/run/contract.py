@@ -69,17 +69,20 @@ class Validator:
     A duplicated key rejects every row that bears it, because nobody knows which of them is right.
     """
 
-    def __init__(self, contract: type[dy.Schema], limit: int, now: dt.datetime) -> None:
+    def __init__(
+        self, contract: type[dy.Schema], limit: int, now: dt.datetime, *, unique: bool = False
+    ) -> None:
         """Begin.
 
         Args:
             contract: columns, dtypes and rules; it has a primary key.
             limit: how many rejected rows to describe one by one.
             now: the run's clock; `built_at` may not be later by more than an hour.
+            unique: whether no two rows are known to have the same key.
         """
         self.rows = 0
         self.built_at: dt.datetime | None = None  # the newest of the accepted rows
-        self._contract, self._limit = contract, limit
+        self._contract, self._limit, self._unique = contract, limit, unique
         self._schema = functools.cache(functools.partial(_schema_for, contract, now=now))
         self._found: list[Rejects] = []
         self._described = 0
@@ -95,8 +98,9 @@ class Validator:
         uncastable = [name for name in map(UNCASTABLE.format, columns) if name in frame.columns]
         # Rows of different hashes have different keys. To compare the keys themselves takes five
         # times as long; it is left for when two hashes are alike.
-        hashes = frame.select(self._contract.primary_key()).hash_rows()
-        schema = self._schema(tuple(uncastable), unique=hashes.n_unique() == len(frame))
+        key = self._contract.primary_key()
+        unique = self._unique or frame.select(key).hash_rows().n_unique() == len(frame)
+        schema = self._schema(tuple(uncastable), unique=unique)
         frame = frame.with_row_index("row")
         if schema.is_valid(frame):  # as nearly always: to filter would be to copy everything
             good = frame.select(columns)
