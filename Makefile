@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 NOTEBOOK := .venv-notebook
+DUCKDB := .venv-bench-duckdb
 AIRFLOW := .venv-airflow
 TOOLS := .venv-tools
 COMPOSE ?= docker compose
@@ -64,12 +65,17 @@ sync-all: setup ## run every sync with the settings of the environment
 	@$(RUN) -m etl --sync all
 
 N := 1000000
-bench: setup ## each sync beside its limit and its rivals (N=20000 for a small one)
+bench: setup $(DUCKDB)/ready ## each sync beside its limit and its rivals (N=20000 for a small one)
 	$(RUN) benchmarks/bench.py --users $(N) $(ARGS)
 
 bench-setup: ## .venv-bench: what the bench measures beside this project
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --require-hashes -r benchmarks/requirements.lock
+
+$(DUCKDB)/ready: benchmarks/duckdb.lock
+	$(PYTHON) -m venv --clear $(DUCKDB)
+	$(DUCKDB)/bin/python -m pip install --quiet --require-hashes -r benchmarks/duckdb.lock
+	@touch $@
 
 notebook: $(NOTEBOOK)/ready ## open notebooks/explore.ipynb in JupyterLab
 	$(NOTEBOOK)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
@@ -143,6 +149,7 @@ lock: $(TOOLS)/ready ## pin the dependencies anew, with hashes
 	$(PIN) -c requirements-dev.lock pyproject.toml tests/airflow/requirements.in \
 		-o tests/airflow/requirements.lock
 	$(PIN) benchmarks/requirements.in -o benchmarks/requirements.lock
+	$(PIN) benchmarks/duckdb.in -o benchmarks/duckdb.lock
 	$(PIN) tests/dbt_project/requirements.in -o tests/dbt_project/requirements.lock
 
 PIN := $(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \

@@ -10,12 +10,13 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import contenders
 import marts
+import pictures
 import report
 from case import Case, require
 from contenders import HERE, RIVALS, Contender, WrongError, output, searchflow
@@ -47,25 +48,24 @@ REDIS_DATABASES = {"the limit": 1, "searchflow": 0, "by hand": 2}
 def main() -> None:
     """Make the marts, start the servers, run every case, write the table."""
     arguments = _arguments()
-    others = contenders.installed(arguments.without.split(","))
+    others = contenders.installed(arguments.without)
     with tempfile.TemporaryDirectory(prefix="etl-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # the servers may run as another user
         print(f"making marts of {arguments.users:,} users", flush=True)
-        files = marts.build(folder, arguments.users, arguments.large_users)
+        files = marts.build(folder, arguments.users, arguments.sizes)
         with running(folder / "servers", settings=SERVER) as servers:
             bench = Bench(servers, folder, files, arguments.users)
             bench.prepare(others)
             cases = [*bench.segments(), *bench.mails(), *bench.recommendations(), *bench.small()]
-            large = list(bench.large(arguments.large_users)) if arguments.large_users else []
+            sizes = [case for users in arguments.sizes for case in bench.sized(users)]
             for number in range(arguments.rounds):
                 print(f"round {number + 1} of {arguments.rounds}", flush=True)
-                for case in cases:
-                    case.run(folder / "figures.json")
-            for case in large[:1] + large[1:] * arguments.rounds:
-                case.run(folder / "figures.json")
+                for case in cases + sizes:
+                    if number == 0 or not _is_once(case, arguments):
+                        case.run(folder / "figures.json")
             facts = report.facts(bench.database, bench.keys["searchflow"], others)
-    report.write(cases + large, facts, arguments)
+    pictures.draw(*report.write(cases + sizes, facts, arguments))
 
 
 class Bench:
@@ -78,6 +78,7 @@ class Bench:
         self.keys = {name: Keys(servers, number) for name, number in REDIS_DATABASES.items()}
         self.keys["searchflow"].client.config_set("save", "")  # no fork of the server in a case
         self.environment = contenders.environment(folder, self.database.uri, servers.environment)
+        self.values = cache(lambda mart: marts.some_values(files[mart]))
         self.digest = cache(lambda mart, rows: marts.digest(files[mart], rows))
 
     def prepare(self, others: Collection[str]) -> None:
@@ -105,26 +106,15 @@ class Bench:
         yield self._segments("first load", limit)
         for step in ("first load", "nothing changed", "1 % changed", "all changed"):
             for contender in self.everybody:
-                yield self._segments(step, contender)
+                if not contender.steps or step in contender.steps:
+                    yield self._segments(step, contender)
 
     def mails(self) -> Iterator[Case]:
         """email_triggers, which nobody else has."""
-        queue = "crm.email_queue"
-        prepare = {"first load": self.database.empty, "nothing changed": self.database.rest}
-        for step, begin in prepare.items():
-            yield Case(
-                f"email_triggers, {step}",
-                "searchflow",
-                searchflow("email_triggers"),
-                self._with("first"),
-                partial(begin, queue),
-                partial(self._check_mails, step),
-                self.users,
-            )
+        return self._mails("email_triggers", "first", self.users)
 
     def recommendations(self) -> Iterator[Case]:
         """Recommendations by everybody, each in a Redis database of its own."""
-        values = marts.some_values(self.marts["first"])
         port, by_hand = self.environment["REDIS_PORT"], [str(REDIS_DATABASES["by hand"])]
         limit = [sys.executable, "-S", str(HERE / "limit_redis.py"), port]
         script = [str(RIVALS / "python"), str(HERE / "by_hand_redis.py"), port]
@@ -136,15 +126,8 @@ class Bench:
         present = {"the limit", "searchflow", *self.others}
         for step in ("first load", "repeat"):
             for name in sorted(commands.keys() & present, key=list(commands).index):
-                keys = self.keys[name]
-                yield Case(
-                    f"recommendations, {step}",
-                    name,
-                    commands[name],
-                    self._with("first"),
-                    keys.empty if step == "first load" else keys.keep,
-                    lambda _, keys=keys: keys.expect(self.users, values),
-                    self.users,
+                yield self._keys(
+                    f"recommendations, {step}", name, commands[name], "first", self.users
                 )
 
     def small(self) -> Iterator[Case]:
@@ -160,20 +143,50 @@ class Bench:
             lambda printed: require("--dry-run" in printed, f"no help in {printed!r}"),
         )
 
-    def large(self, wanted: int) -> Iterator[Case]:
-        """user_segments of a larger mart: loaded once, then again with nothing changed."""
-        rows, table = self.users * marts.copies(self.users, wanted), "crm.user_segments"
-        prepare = {"first load": self.database.empty, "nothing changed": self.database.rest}
-        for step, begin in prepare.items():
+    def sized(self, users: int) -> Iterator[Case]:
+        """The three syncs for another number of users, this project alone."""
+        mart, table = str(users), "crm.user_segments"
+        for step, begin in self._steps.items():
             yield Case(
-                f"user_segments of {rows:,}, {step}",
+                f"user_segments of {users:,}, {step}",
                 "searchflow",
                 searchflow("user_segments"),
-                self._with("large"),
+                self._with(mart),
                 partial(begin, table),
-                lambda _: self.database.expect(table, self.digest("large", rows)),
-                rows,
+                lambda _: self.database.expect(table, self.digest(mart, users)),
+                users,
             )
+        yield from self._mails(f"email_triggers of {users:,}", mart, users)
+        recommendations = f"recommendations of {users:,}, first load"
+        yield self._keys(recommendations, "searchflow", searchflow("recommendations"), mart, users)
+
+    @property
+    def _steps(self) -> dict[str, Callable[[str], None]]:
+        return {"first load": self.database.empty, "nothing changed": self.database.rest}
+
+    def _mails(self, name: str, mart: str, users: int) -> Iterator[Case]:
+        for step, begin in self._steps.items():
+            yield Case(
+                f"{name}, {step}",
+                "searchflow",
+                searchflow("email_triggers"),
+                self._with(mart),
+                partial(begin, "crm.email_queue"),
+                partial(self._check_mails, step),
+                users,
+            )
+
+    def _keys(self, name: str, by: str, command: list[str], mart: str, users: int) -> Case:
+        keys, values = self.keys[by], self.values(mart)
+        return Case(
+            name,
+            by,
+            command,
+            self._with(mart),
+            keys.keep if name.endswith("repeat") else keys.empty,
+            lambda _: keys.expect(users, values),
+            users,
+        )
 
     def _segments(self, step: str, contender: Contender) -> Case:
         mart, count, part = STEPS[step]
@@ -209,12 +222,28 @@ class Bench:
         return self.environment | {"DUCKDB_PATH": str(self.marts[mart])}
 
 
+def _is_once(case: Case, arguments: argparse.Namespace) -> bool:
+    """Leave it at the first round: those who were asked for so, and the large marts."""
+    is_large = case.rows * case.share > arguments.users
+    return is_large or case.contender.startswith(tuple(arguments.once))
+
+
 def _arguments() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    def sizes(text: str) -> list[int]:
+        return sorted(map(int, names(text)))
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without", default="", help="whom to leave out: by hand,dlt,drt")
-    parser.add_argument("--large-users", type=int, default=0, help="add a mart of so many users")
+    parser.add_argument(
+        "--sizes", type=sizes, default=[], help="add marts of so many users, such as 10000,10000000"
+    )
+    who = ",".join(contenders.PACKAGES)
+    parser.add_argument("--without", type=names, default=[], help=f"whom to leave out: {who}")
+    parser.add_argument("--once", type=names, default=[], help="whom to run in one round only")
     parser.add_argument("--name", help="of the files in results/; the date when not given")
     return parser.parse_args()
 

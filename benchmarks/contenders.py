@@ -14,11 +14,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RIVALS = ROOT / ".venv-bench" / "bin"  # made by `make bench-setup`
+DUCKDB = ROOT / ".venv-bench-duckdb" / "bin"  # its Postgres extension is of an older release
 
 DRT_SHARE = 10  # drt sends row by row: it gets the first tenth of the mart
 
-# The packages that each of the others needs in .venv-bench.
-PACKAGES = {"by hand": ["psycopg", "redis"], "dlt": ["dlt"], "drt": ["drt-core"]}
+# Where each of the others is installed, and the packages that it needs there.
+PACKAGES = {
+    "duckdb": (DUCKDB, ["duckdb", "duckdb-extension-postgres-scanner"]),
+    "by hand": (RIVALS, ["psycopg", "redis"]),
+    "dlt": (RIVALS, ["dlt"]),
+    "drt": (RIVALS, ["drt-core"]),
+}
 
 
 class WrongError(Exception):
@@ -34,22 +40,28 @@ class Contender:
     command: Callable[[Path], list[str]]  # for the file of a mart
     folder: Path = ROOT
     share: int = 1  # it does one row in so many
+    steps: Collection[str] = ()  # those that it can do; all of them when empty
 
 
 def installed(without: Collection[str]) -> dict[str, str]:
     """The others that can be measured here, with their versions; say who is left out."""
-    code = "from importlib.metadata import *; [print(d.name, d.version) for d in distributions()]"
-    found = output([str(RIVALS / "python"), "-c", code], {}) if RIVALS.exists() else ""
-    versions = dict(line.split() for line in found.splitlines())
     present = {}
-    for name, packages in PACKAGES.items():
+    for name, (folder, packages) in PACKAGES.items():
+        versions = _versions(folder)
         if name in without:
             print(f"left out: {name}, as asked")
         elif not versions.keys() >= set(packages):
-            print(f"left out: {name}, not in .venv-bench; `make bench-setup` makes it")
+            print(f"left out: {name}, not installed; `make bench-setup` does that")
         else:
             present[name] = ", ".join(f"{package} {versions[package]}" for package in packages)
     return present
+
+
+def _versions(folder: Path) -> dict[str, str]:
+    """The packages of a venv."""
+    code = "from importlib.metadata import *; [print(d.name, d.version) for d in distributions()]"
+    found = output([str(folder / "python"), "-c", code], {}) if folder.exists() else ""
+    return dict(line.replace("_", "-").split() for line in found.splitlines())
 
 
 def searchflow(sync: str, *flags: str) -> list[str]:
@@ -60,8 +72,8 @@ def searchflow(sync: str, *flags: str) -> list[str]:
 def postgres(folder: Path, uri: str, users: int, others: Collection[str]) -> list[Contender]:
     """Everybody who can load user_segments, this project first."""
 
-    def script(name: str, *flags: str) -> Callable[[Path], list[str]]:
-        return lambda mart: [str(RIVALS / "python"), str(HERE / name), uri, str(mart), *flags]
+    def script(name: str, *flags: str, venv: Path = RIVALS) -> Callable[[Path], list[str]]:
+        return lambda mart: [str(venv / "python"), str(HERE / name), uri, str(mart), *flags]
 
     def drt(mart: Path) -> list[str]:
         rows = json.dumps({"rows": users // DRT_SHARE})
@@ -69,6 +81,17 @@ def postgres(folder: Path, uri: str, users: int, others: Collection[str]) -> lis
 
     known = [
         Contender("searchflow", "crm.user_segments", lambda _: searchflow("user_segments")),
+        Contender(
+            "duckdb-diff",
+            "bench.duckdb_diff",
+            script("duckdb_postgres.py", "bench.duckdb_diff", venv=DUCKDB),
+        ),
+        Contender(
+            "duckdb-insert",
+            "bench.duckdb_insert",
+            script("duckdb_postgres.py", "bench.duckdb_insert", "--insert", venv=DUCKDB),
+            steps=("first load", "10 rows"),
+        ),
         Contender("by hand", "bench.by_hand", script("by_hand_postgres.py")),
         Contender("dlt", "dlt.user_segments", script("dlt_postgres.py", "dlt"), folder),
         Contender(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,12 +10,19 @@ import duckdb
 
 from demo import sample
 
+# Each mart is made of another, which is attached as `before`.
+USERS = """
+    CREATE SCHEMA main_marketing;
+    CREATE TABLE main_marketing.mart_user_segments AS
+    FROM before.main_marketing.mart_user_segments;
+"""
+
 # Five for every user, the best with score 1.0; cities and scores as the sample has them.
 RECOMMENDATIONS = """
-    CREATE OR REPLACE TABLE main_marketing.mart_recommendations AS
+    CREATE TABLE main_marketing.mart_recommendations AS
     WITH cities AS (
         SELECT list(DISTINCT recommended_destination ORDER BY recommended_destination) AS names
-        FROM main_marketing.mart_recommendations
+        FROM before.main_marketing.mart_recommendations
     ),
     draws AS (
         SELECT
@@ -43,12 +51,13 @@ SEARCHED = """
     FROM before.main_marketing.mart_user_segments
 """
 
-# More users than the first mart has: each of them several times over.
-LARGE = """
+# So many users: the first of another mart, or each of them several times over.
+SIZED = """
     CREATE SCHEMA main_marketing;
     CREATE TABLE main_marketing.mart_user_segments AS
-    SELECT * REPLACE (user_id || '-' || copy AS user_id)
-    FROM before.main_marketing.mart_user_segments, range({copies}) AS copies(copy)
+    SELECT * REPLACE (user_id || if(copy = 0, '', '-' || copy) AS user_id)
+    FROM range({copies}) AS copies(copy), before.main_marketing.mart_user_segments
+    LIMIT {users};
 """
 
 # A number that tells every row, whatever their order; DIGEST of targets.py is it in Postgres.
@@ -73,25 +82,21 @@ VALUES = """
 """
 
 
-def build(folder: Path, users: int, large: int) -> dict[str, Path]:
-    """Write the marts: first, then one user in a hundred changed, then everybody; ten users."""
-    names = ("first", "one_percent", "all", "ten", "large")
+def build(folder: Path, users: int, sizes: Sequence[int]) -> dict[str, Path]:
+    """Write the marts: first, then one user in a hundred changed, then everybody; ten; sizes."""
+    names = ("sample", "ten_sample", "first", "one_percent", "all", "ten", *map(str, sizes))
     marts = {name: folder / f"{name}.duckdb" for name in names}
     now = datetime.now(UTC)
-    sample.build(marts["first"], users, epoch=now, built_at=now)
-    with duckdb.connect(str(marts["first"])) as connection:
-        connection.execute(RECOMMENDATIONS)
+    sample.build(marts["sample"], users, epoch=now, built_at=now)
+    sample.build(marts["ten_sample"], 10, epoch=now, built_at=now)
+    _derive(marts["first"], marts["sample"], USERS + RECOMMENDATIONS)
     _derive(marts["one_percent"], marts["first"], SEARCHED.format(every=100))
     _derive(marts["all"], marts["one_percent"], SEARCHED.format(every=1))
-    if large:
-        _derive(marts["large"], marts["first"], LARGE.format(copies=copies(users, large)))
-    sample.build(marts["ten"], 10, epoch=now, built_at=now)
+    _derive(marts["ten"], marts["ten_sample"], USERS)
+    for size in sizes:
+        sized = SIZED.format(users=size, copies=-(-size // users))
+        _derive(marts[str(size)], marts["first"], sized + RECOMMENDATIONS)
     return marts
-
-
-def copies(users: int, large: int) -> int:
-    """How many times the large mart holds each user of the first."""
-    return max(1, large // users)
 
 
 def digest(mart: Path, rows: int) -> str:
@@ -109,6 +114,9 @@ def some_values(mart: Path) -> dict[str, tuple[list[str], float]]:
 
 
 def _derive(mart: Path, before: Path, sql: str) -> None:
-    with duckdb.connect(str(mart)) as connection:
+    """Write a mart in a format that DuckDB 1.5 reads as well, so that all read the same file."""
+    with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{before}' AS before (READ_ONLY)")
+        connection.execute(f"ATTACH '{mart}' AS mart (STORAGE_VERSION 'v1.5.0')")
+        connection.execute("USE mart")
         connection.execute(sql)

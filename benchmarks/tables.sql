@@ -1,8 +1,10 @@
 -- The tables of the others, beside the service's own crm.user_segments.
 CREATE SCHEMA bench;
 
--- By hand and drt write to a table like the service's, key and defaults included.
+-- DuckDB, by hand and drt write to a table like the service's, key and defaults included.
 CREATE TABLE bench.by_hand (LIKE crm.user_segments INCLUDING ALL);
+CREATE TABLE bench.duckdb_diff (LIKE crm.user_segments INCLUDING ALL);
+CREATE TABLE bench.duckdb_insert (LIKE crm.user_segments INCLUDING ALL);
 CREATE TABLE bench.drt (LIKE crm.user_segments INCLUDING ALL);
 
 -- The limit has the same key and the columns that come from the mart, and nothing to fill in.

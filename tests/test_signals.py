@@ -11,7 +11,7 @@ from conftest import ROOT, segments
 from pace import HANG
 
 if TYPE_CHECKING:
-    from destinations import Mart, Select
+    from fixture_types import Mart, Select
 
 # The transform of a process that gets a signal while Polars asks a Decimal for its digits.
 WITHIN_POLARS = """

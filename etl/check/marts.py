@@ -6,7 +6,8 @@ import contextlib
 import datetime as dt
 import importlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -18,19 +19,20 @@ from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
 from etl.run import ledger
-from etl.run.context import Job, Run
+from etl.run.context import Run
 from etl.run.contract import Validator
 from etl.run.guards import fired
+from etl.run.job import Job
 from etl.status.problems import ago
-from etl.warehouse import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import dataframely as dy
 
     from etl.postgres import Connection
     from etl.settings import Settings
+    from etl.warehouse import Spool
 
 # Rows whose keys are looked up in Redis, and that tell how large values are.
 SAMPLE = 1_000
@@ -63,37 +65,32 @@ class Look(Run):
         return self.connection
 
     def read(
-        self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
+        self,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        key: Sequence[str] | None = None,
     ) -> Spool:
         """Read the mart as `Run.read` does, and keep a sample of the rows; see there."""
-        job = self.job
-        key, keys = schema.primary_key()[0], [pl.Series([], dtype=pl.UInt64)]
-        sample = reshape(schema.create_empty())
+        job, key = self.job, key or schema.primary_key()
+        begin = partial(
+            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+        )
+        sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
         with (
-            warehouse.open_mart(
-                job.sync,
-                schema,
-                job.settings,
-                job.shard,
-                spill=self.folder,
-                now=job.started_at,
-                ordered=False,
-            ) as mart,
+            begin(spill=self.folder, key=key, ordered=False) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
             self.tables, self.mapped, self.contract = mart.tables, mart.mapped, (*schema.columns(),)
-            validator = Validator(schema, 0, job.started_at, unique=not mart.ordered)
+            validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
             for frame in frames:
                 rows = reshape(validator.valid_rows(frame))
-                keys.append(rows[key].hash())
+                hashes.append(rows.select(key).hash_rows())
                 if len(sample) < SAMPLE:
                     sample = rows.head(SAMPLE)
         self.take_over(mart, validator)
         self.sample = sample
-        spool = warehouse.write(
-            warehouse.to_batches([sample]), self.folder / "mart", schema.primary_key()
-        )
-        return Spool(spool.path, spool.schema, spool.key, pl.concat(keys).n_unique())
+        spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
+        return replace(spool, rows=pl.concat(hashes).n_unique())
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""

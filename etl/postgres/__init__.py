@@ -1,10 +1,11 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
+from etl.postgres.call import STOP_SECONDS, Call, in_thread
 from etl.postgres.copy import copy_to_temp
 from etl.postgres.errors import foreseen
 from etl.postgres.merge import UNIQUE_VIOLATION, Merge, merge, refuse_unwritten, write
 from etl.postgres.query import execute, execute_alone, query, savepoint, select, stream
-from etl.postgres.session import STOP_SECONDS, Call, Connection, connect, in_thread, session
+from etl.postgres.session import Connection, connect, session
 
 __all__ = [
     "STOP_SECONDS",

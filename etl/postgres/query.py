@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from adbc_driver_manager.dbapi import Connection as Raw
 
-    from etl.postgres.session import Call, Connection
+    from etl.postgres.call import Call
+    from etl.postgres.session import Connection
 
 _T = TypeVar("_T")
 

@@ -1,21 +1,26 @@
-"""A session in Postgres that can be interrupted, has a deadline, and tells who is in its way."""
+"""A session in Postgres: transactions of our own making, each with settings of its own."""
 
 from __future__ import annotations
 
-import contextvars
 import datetime as dt
 import os
 import socket
-import threading
-import time
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from etl.errors import ConnectionLost, SyncError, Transient
-from etl.plumbing import cancellation, log, queries
+from etl.errors import ConnectionLost, SyncError
+from etl.plumbing import cancellation, queries
 from etl.postgres import errors, sessions
+from etl.postgres.call import (
+    GRACE_SECONDS,
+    STOP_SECONDS,
+    Call,
+    NoAnswerError,
+    in_thread,
+    lock_timeout,
+)
 from etl.postgres.login import CONNECT_SECONDS, login
 from etl.settings import hidden
 
@@ -28,26 +33,16 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-LOCK_SECONDS = 30  # a lock that somebody else holds for this long is a reason to stop and say so
-_GRACE_SECONDS = 5  # the client waits so much longer than the server, which explains itself better
-STOP_SECONDS = 1.5  # what a stop may take: a container is given ten seconds, a terminal none
-
 # Said by ourselves, because the driver knows no savepoints in a transaction that it began; as a
 # script, because that is one message: a pooler might give the second of two to another session.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _STATUS, _OPEN = "adbc.postgresql.transaction_status", ("intrans", "active")
 
 
-class _NoAnswerError(Transient):
-    """The server, or the network, is stuck."""
-
-
 class Connection:
-    """What ADBC offers, each call in a thread of its own.
+    """What ADBC offers, one call at a time.
 
-    Python's signal handlers run between two steps of the main thread, hence not while that waits
-    inside the driver: a stop would only be noticed when a long merge is through. Nor does the
-    driver notice a server that is frozen. After such a call the connection is `abandoned`: the
+    After a call that does not end, although it was told to, the connection is `abandoned`: the
     server undoes what it holds when the process is gone.
 
     Settings are made for each transaction anew and end with it (session.sql), because a pooler
@@ -57,16 +52,19 @@ class Connection:
     def __init__(self, raw: Raw, settings: Settings) -> None:
         self._raw, self._settings = raw, settings
         self._pid: int | None = None  # of the server's process; None: no transaction is open
-        self._busy: Future[Any] | None = None
-        self._blocked_by = ""
-        self.abandoned = False
+        self._last: Call[Any] | None = None
+        self._hung_up = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing more can be done on it."""
+        return self._hung_up or (self._last is not None and self._last.abandoned)
 
     def call(self, work: Callable[[Raw], _T]) -> _T:
-        """Do blocking work on the driver's connection; cancel it when this thread is stopped.
+        """Do blocking work on the driver's connection.
 
         Raises:
-            SyncError: it failed, or no answer came within POSTGRES_STATEMENT_TIMEOUT and a few
-                seconds; `ConnectionLost`, where the same may succeed in a moment.
+            SyncError: as `Call.result`.
         """
         return self.submit(work).result()
 
@@ -77,10 +75,11 @@ class Connection:
         return self._start(work).result()
 
     def submit(self, work: Callable[[Raw], _T]) -> Call[_T]:
-        """Start work on the driver's connection, which can do one thing at a time.
+        """Start work on the driver's connection.
 
         Raises:
             ConnectionLost: an earlier call got no answer.
+            SyncError: an earlier call is under way.
         """
 
         def pinned(raw: Raw) -> _T:
@@ -103,7 +102,7 @@ class Connection:
             )
         try:
             self._end("COMMIT")
-        except _NoAnswerError as error:
+        except NoAnswerError as error:
             raise ConnectionLost(str(error)) from error
 
     def rollback(self) -> None:
@@ -121,12 +120,12 @@ class Connection:
 
     def cancel(self) -> None:
         """Have the server end what is under way, if anything is."""
-        if self._busy and not self.abandoned:
-            self._cancel(self._busy)
+        if self._last is not None and not self.abandoned:
+            self._last.cancel()
 
     def close(self) -> None:
         """End the session; what it did not commit is undone, and its locks are free at once."""
-        self._with_deadline(partial(self._hang_up, self._pid is not None))
+        self._with_deadline(partial(_hang_up, self._raw, self._pid is not None))
 
     def _pin(self, raw: Raw) -> None:
         """Begin a transaction that means the same whatever the server and role are set to."""
@@ -151,92 +150,24 @@ class Connection:
         if self.abandoned:
             address = self._settings.postgres_address
             raise ConnectionLost(f"Postgres ({address}): the connection is gone")
-        self._busy, self._blocked_by = in_thread(partial(work, self._raw)), ""
-        return Call(self, self._busy)
+        if self._last is not None and not self._last.is_over():
+            raise SyncError("an earlier call on this connection is under way")
+        self._last = call = Call(work, self._raw, self._settings, self._blockers)
+        return call
 
-    def _wait_for(self, future: Future[_T]) -> _T:
-        from adbc_driver_postgresql import dbapi
-
-        try:
-            return self._result(future)
-        except dbapi.Error as error:
-            raise errors.to_sync_error(error, self._settings, self._blocked_by) from error
-        except BaseException:
-            self._cancel(future)
-            raise
-
-    def _result(self, future: Future[_T]) -> _T:
-        """Wait for it; look half-way to the lock timeout what it is waiting for."""
-        seconds = self._settings.postgres_statement_timeout
-        begun = time.monotonic()
-        if not cancellation.done(future, lock_timeout(self._settings) / 2):
-            in_thread(self._log_blockers)
-        left = seconds + _GRACE_SECONDS - (time.monotonic() - begun)
-        if not cancellation.done(future, max(left, 0)):
-            raise _NoAnswerError(
-                f"Postgres ({self._settings.postgres_address}): no answer for {seconds:g} s"
-                " (POSTGRES_STATEMENT_TIMEOUT); is the server or the network stuck?"
-            )
-        return future.result()
-
-    def _log_blockers(self) -> None:
+    def _blockers(self) -> str:
+        """Tell who holds the lock that this session waits for; "": nobody, or it cannot be told."""
         with suppress(SyncError), session(self._settings, "etl.look") as other:
             sql = queries.load("postgres", "blockers")
             blockers = other.call(partial(rows, sql=sql, parameters=(self._pid,)))
-            self._blocked_by = "; ".join(sessions.described(blocker) for blocker in blockers)
-        if self._blocked_by:
-            log.warning("lock.blocked", by=self._blocked_by)
-
-    def _cancel(self, future: Future[Any]) -> None:
-        """Have the server end the call; give up on a server that does not."""
-        deadline = time.monotonic() + STOP_SECONDS
-
-        def cancel() -> None:
-            # More than once: a cancel that comes just before its statement is lost.
-            while not future.done() and time.monotonic() < deadline:
-                with suppress(Exception):
-                    self._raw.adbc_cancel()
-                wait([future], timeout=0.2)
-
-        if not future.done():
-            in_thread(cancel)
-            self.abandoned = not wait([future], timeout=STOP_SECONDS).done
-
-    def _hang_up(self, in_transaction: bool) -> None:
-        if in_transaction:  # the server would let go of the locks only after a moment
-            with suppress(Exception):
-                execute(self._raw, "ROLLBACK")
-        self._raw.close()
+            return "; ".join(sessions.described(blocker) for blocker in blockers)
+        return ""
 
     def _with_deadline(self, work: Callable[[], None]) -> None:
         self.cancel()
         if not self.abandoned:
             self._pid = None
-            self.abandoned = not wait([in_thread(work)], timeout=STOP_SECONDS).done
-
-
-class Call(Generic[_T]):
-    """Work that is under way on a connection."""
-
-    def __init__(self, connection: Connection, future: Future[_T]) -> None:
-        self._connection, self._future = connection, future
-
-    @property
-    def seconds(self) -> float:
-        """How long it may take (POSTGRES_STATEMENT_TIMEOUT)."""
-        return self._connection._settings.postgres_statement_timeout
-
-    def is_over(self) -> bool:
-        """Has it ended, one way or the other?"""
-        return self._future.done()
-
-    def result(self) -> _T:
-        """Wait for the work and return what it returned.
-
-        Raises:
-            SyncError: as `Connection.call`.
-        """
-        return self._connection._wait_for(self._future)
+            self._hung_up = not wait([in_thread(work)], timeout=STOP_SECONDS).done
 
 
 def connect(settings: Settings, purpose: str) -> Connection:
@@ -252,7 +183,7 @@ def connect(settings: Settings, purpose: str) -> Connection:
     future = in_thread(partial(login, settings, application))
     try:
         # Two addresses of a host, say, with time for each.
-        if not cancellation.done(future, 2 * CONNECT_SECONDS + _GRACE_SECONDS):
+        if not cancellation.done(future, 2 * CONNECT_SECONDS + GRACE_SECONDS):
             address = settings.postgres_address
             raise ConnectionLost(f"Postgres ({address}): it accepts but does not answer")
         return Connection(future.result(), settings)
@@ -272,19 +203,11 @@ def session(settings: Settings, purpose: str) -> Iterator[Connection]:
         connection.close()
 
 
-def in_thread(work: Callable[[], _T]) -> Future[_T]:
-    """Start work in a thread that the end of the process does not wait for."""
-    future: Future[_T] = Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            future.set_result(context.run(work))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="etl-postgres", daemon=True).start()
-    return future
+def _hang_up(raw: Raw, in_transaction: bool) -> None:
+    if in_transaction:  # the server would let go of the locks only after a moment
+        with suppress(Exception):
+            execute(raw, "ROLLBACK")
+    raw.close()
 
 
 def execute(raw: Raw, sql: str, parameters: tuple[Any, ...] = ()) -> None:
@@ -305,8 +228,3 @@ def _bound(parameters: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Make text of moments, because the driver ends the transaction when it is given one."""
     moments = (one.isoformat() if isinstance(one, dt.datetime) else one for one in parameters)
     return tuple(moments) or None
-
-
-def lock_timeout(settings: Settings) -> float:
-    """Return the seconds to wait for a lock: fewer than for a statement, whose error says less."""
-    return min(LOCK_SECONDS, settings.postgres_statement_timeout * 0.8)

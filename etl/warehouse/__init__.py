@@ -1,7 +1,8 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
+from etl.warehouse import keys
 from etl.warehouse.errors import NotFoundError
-from etl.warehouse.spool import Batches, Spool, differing, missing, to_batches, write
+from etl.warehouse.spool import Batches, Spool, Writer, differing, missing, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 from etl.warehouse.survey import Survey, lookalikes, survey
 
@@ -12,7 +13,9 @@ __all__ = [
     "Spool",
     "Stats",
     "Survey",
+    "Writer",
     "differing",
+    "keys",
     "lookalikes",
     "missing",
     "open_mart",
