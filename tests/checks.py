@@ -55,6 +55,8 @@ def says(findings: Iterable[Finding], error: SyncError, phrase: str = "") -> boo
     if isinstance(error, Refused):
         return any(one.found in line and one.advice in line for one in told)
     found, _, advice = line.rpartition("; ")
+    if not found:
+        return any(one.found == line for one in told)
     core = found.partition("): ")[2] if found.startswith("Postgres (") else found
     return any(core in one.found and advice in one.advice for one in told)
 

@@ -32,7 +32,7 @@ def failed(name: str, error: SyncError, more: str = "", state: str = FAIL) -> Fi
     """Return the error of a run as a finding: found and advice, with `; ` between, are its line."""
     found, _, advice = str(error).rpartition("; ")
     if not found:
-        found, advice = advice, ""
+        found, advice = advice, "correct that"
     return Finding(name, state, found, "; ".join(filter(None, (advice, more))))
 
 

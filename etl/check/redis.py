@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _SERVER, _RIGHTS, MEMORY = "Redis", "Redis rights", "Redis memory"
 
-# What a key takes beside its name and its value: 64 bytes in Valkey 9.1, more in Redis 7.
-_BYTES_BESIDE = 80
+# What a key takes beside its name and its value: 64 bytes in Valkey 9.1, 137 in Redis 7.
+_BYTES_BESIDE = 100
 
 # An estimate: what it says of a server that is nearly full may be wrong.
 _SURE = 1.25

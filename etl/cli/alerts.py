@@ -172,7 +172,8 @@ def _body(results: list[SyncResult]) -> str:
 
 def _log(problems: list[str]) -> list[str]:
     for problem in problems:
-        log.warning("alert.not_sent", reason=problem)
+        if problem != _NOT_INSTALLED:  # which `check` has told
+            log.warning("alert.not_sent", reason=problem)
     return problems
 
 
