@@ -21,7 +21,7 @@ from fixture_types import Etl, Mart
 from pace import HANG
 
 from etl import user_segments
-from etl.cli.flags import SYNCS
+from etl.syncs import SYNCS
 
 # JSON
 

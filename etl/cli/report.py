@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl.plumbing import redact
 from etl.plumbing.redact import escaped, quote_value
+from etl.result import count_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,9 @@ _WORDS = {
     "below_threshold": "below the score threshold",
     "rejected": "rejected",
 }
+
+# Counts that other lines of the page tell.
+_UNTOLD = {"extracted", "unmapped"}
 
 _CHANGES = {"insert": "inserted", "update": "updated", "delete": "deleted"}
 
@@ -66,7 +70,9 @@ def outcome(result: SyncResult) -> str:
     """What an ok run did, in one phrase: `12 inserted, 3 updated`."""
     if result["status"] != "ok":
         return ""
-    counts = {words: result.get(name) for name, words in _WORDS.items()}
+    names = [*_WORDS, *(name for name in count_names(result["sync"]) if name not in _UNTOLD)]
+    told = {name: _WORDS.get(name, name.replace("_", " ")) for name in names}
+    counts = {words: result.get(name) for name, words in told.items()}
     return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
 
 

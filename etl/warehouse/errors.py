@@ -59,7 +59,8 @@ _PROBLEMS = (
     ),
     (
         r"Out of Memory",
-        "needs more memory than there is; give the machine more",
+        "needs more memory, or more room in the temporary folder (TMPDIR), than there is;"
+        " give it more",
     ),
 )
 
@@ -94,7 +95,9 @@ class NotFoundError(SyncError):
         self.tables, self.columns = tables, columns
 
 
-def to_sync_error(error: BaseException, path: Path, otherwise: str) -> SyncError:
+def to_sync_error(
+    error: BaseException, path: Path, otherwise: str, what: str = "warehouse"
+) -> SyncError:
     """Turn an error of DuckDB's into one line; `otherwise` is the advice for one not known."""
     message = str(error).strip()
     kind = found.group(1) if (found := _KIND.match(message)) else ""
@@ -103,11 +106,10 @@ def to_sync_error(error: BaseException, path: Path, otherwise: str) -> SyncError
             if found := re.search(pattern, message, re.DOTALL | re.MULTILINE):
                 words = (" ".join((group or "").split()) for group in found.groups())
                 locked = WarehouseLocked if meaning.startswith("locked") else SyncError
-                return locked(f"warehouse {path}: {meaning.format(*words)}")
+                return locked(f"{what} {path}: {meaning.format(*words)}")
     absent = _ABSENT_COLUMN.findall(message) if kind == "Binder Error" else []
-    return NotFoundError(
-        f"warehouse {path}: {_told(error, kind, message)}; {otherwise}", columns=absent
-    )
+    line = f"{what} {path}: {_told(error, kind, message)}; {otherwise}"
+    return NotFoundError(line, columns=absent)
 
 
 def _told(error: BaseException, kind: str, message: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from etl.errors import SyncError
-from etl.plumbing import log, queries
+from etl.plumbing import cancellation, log, queries
 from etl.plumbing.retry import retry
 from etl.warehouse.errors import NOT_DUCKDB, WarehouseLocked, to_sync_error
 
@@ -56,7 +56,8 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
     )
     try:
         _tell_of_logs(path)
-        yield connection
+        with cancellation.interrupting(connection.interrupt):
+            yield connection
     finally:
         connection.close()
         _OPEN_LOCK.release()
@@ -114,19 +115,22 @@ def logs_beside(path: Path) -> list[Path]:
     return [file for file in logs if file.is_file() and file.stat().st_size]
 
 
-def in_memory(spill: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    """Open a database in memory, for rows whose order does not matter.
+@contextmanager
+def in_memory(spill: Path, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Have a database in memory, for rows whose order does not matter.
 
     Args:
         spill: a folder for what does not fit into memory.
         memory: how many bytes do.
     """
     config: dict[str, Any] = {"temp_directory": str(spill), "memory_limit": f"{memory}B"}
-    connection = duckdb.connect(
-        config={**config, "preserve_insertion_order": False, **_NO_EXTENSIONS}
-    )
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
+    config |= {"preserve_insertion_order": False, **_NO_EXTENSIONS}
+    with (
+        duckdb.connect(config=config) as connection,
+        cancellation.interrupting(connection.interrupt),
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
 
 
 def _check(path: Path) -> None:

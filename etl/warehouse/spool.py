@@ -14,13 +14,14 @@ from functools import reduce
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 from duckdb import ColumnExpression, DuckDBPyRelation
 
 from etl.errors import SyncError
 from etl.plumbing import queries
-from etl.warehouse import file
+from etl.warehouse import errors, file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 # of it would save 40 MB of memory, and checking would take a third longer.
 BATCH_ROWS = 65_536
 
-_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+_OF_DISKS = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 # A hash join of ten million rows with ten million works in this; each further one takes more.
 _JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 200_000_000, 10, 20_000_000
@@ -168,7 +169,7 @@ def _anti_join(
 ) -> Iterator[pa.RecordBatchReader]:
     total = rows.rows + sum(other.rows for other in others)
     memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
-    with file.in_memory(rows.path.parent, memory) as connection:
+    with _reading(rows.path.parent), file.in_memory(rows.path.parent, memory) as connection:
         like = connection.from_arrow(schema.empty_table())
         types = dict(zip(like.columns, like.types, strict=True))
         casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
@@ -180,6 +181,15 @@ def _anti_join(
         found = connection.sql(queries.load("warehouse", "anti_join"))
         with found.sort(*map(ColumnExpression, rows.key)).to_arrow_reader(BATCH_ROWS) as reader:
             yield reader
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        advice = "see who changes what is in it, and run again"
+        raise errors.to_sync_error(error, folder.parent, advice, "temporary folder") from None
 
 
 def _reader(rows: Spool) -> pa.RecordBatchReader:
