@@ -9,8 +9,8 @@ from typing import Any
 from conftest import other_marts, segments
 
 from etl.check import Finding, check
-from etl.cli.flags import SYNCS
 from etl.errors import Refused, SyncError
+from etl.syncs import SYNCS
 
 GOOD = (
     segments("('a', 'at_risk', 3, 1, 9.5), ('b', 'regular', 1, 0, 0)"),

@@ -14,7 +14,7 @@ from fixture_types import Mart
 from test_alerts import Inbox
 
 from etl.check import check
-from etl.cli.flags import SYNCS
+from etl.syncs import SYNCS
 
 inbox = test_alerts.inbox
 

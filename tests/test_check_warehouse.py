@@ -18,7 +18,7 @@ from fixture_types import Mart, OwnQuery
 from demo import sample
 from etl import email_triggers, user_segments
 from etl.check import check
-from etl.cli.flags import SYNCS
+from etl.syncs import SYNCS
 
 ALL = dict.fromkeys(SYNCS, "skipped")
 BOTH = {"user_segments": "fail", "email_triggers": "fail"}

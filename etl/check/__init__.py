@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from etl.check.findings import FAIL, OK, Finding, has_failed, skipped
 from etl.cli import arguments
-from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.plumbing import failure, folder, log
 from etl.plumbing.redact import as_json, each_text, escaped
 from etl.settings import Settings, hidden, hiding
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

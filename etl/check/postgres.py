@@ -12,11 +12,11 @@ import orjson
 from etl import init_db, postgres
 from etl.check import rights
 from etl.check.findings import FAIL, OK, WARN, Finding, failed, has_failed, skipped
-from etl.cli.flags import SYNCS
 from etl.errors import SyncError
 from etl.mail import rules
 from etl.postgres import trust
 from etl.run import ledger
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
