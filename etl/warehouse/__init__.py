@@ -2,7 +2,16 @@
 
 from etl.warehouse import keys
 from etl.warehouse.errors import NotFoundError
-from etl.warehouse.spool import Batches, Spool, Writer, differing, missing, to_batches, write
+from etl.warehouse.spool import (
+    Batches,
+    Spool,
+    Writer,
+    differing,
+    joined,
+    missing,
+    to_batches,
+    write,
+)
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 from etl.warehouse.survey import Survey, lookalikes, survey
 
@@ -15,6 +24,7 @@ __all__ = [
     "Survey",
     "Writer",
     "differing",
+    "joined",
     "keys",
     "lookalikes",
     "missing",
