@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from etl.settings import Settings
 
 __all__ = [
+    "BATCH_KEYS",
+    "SAMPLE_KEYS",
     "Batch",
     "Client",
     "compare",
