@@ -17,7 +17,7 @@ from duckdb import CaseExpression, ColumnExpression, ConstantExpression, Functio
 
 from etl.plumbing import folder
 from etl.warehouse import errors, file, keys, marts, types
-from etl.warehouse.spool import BATCH_ROWS
+from etl.warehouse.spool import BATCH_ROWS, batch_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -59,7 +59,8 @@ class Mart:
         Close it before the block of `open_mart` ends, because that closes what it reads.
         """
         with self.explaining():
-            reader = self.relation.to_arrow_reader(BATCH_ROWS)
+            rows = batch_rows(len(self.relation.columns), BATCH_ROWS)
+            reader = self.relation.to_arrow_reader(rows)
         with reader:
             frames = map(_frame, self._batches(reader))
             if not self.ordered:
