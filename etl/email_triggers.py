@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 # A mart older than that has the queue read again, with what older visits need.
 _EXPECTED_AGE = dt.timedelta(days=7)
 
-# Times that a merge is done anew because another program was faster.
-_ATTEMPTS = 2
-
 # What stands for it in a JSON string, as Postgres writes it.
 _ESCAPES = (
     ['"', "\\", *map(chr, range(32))],
@@ -230,11 +227,11 @@ def _merge(
     run: Run, triggers: Callable[[], Iterator[pl.DataFrame]], queue: Spool
 ) -> tuple[dict[str, int], decisions.Totals]:
     """Decide and merge; again where another program has just queued a mail for the same user."""
-    for _ in range(_ATTEMPTS):
+    for plain_insert in (True, False):
         totals = _stage(run, triggers(), queue)
         try:
             with run.savepoint():
-                return _write(run, totals), totals
+                return _write(run, totals, plain_insert=plain_insert), totals
         except SyncError as error:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
@@ -242,7 +239,7 @@ def _merge(
     # Only a mail that is to be pending again can meet another: those wait for a later run.
     totals = _stage(run, triggers(), queue)
     postgres.execute(run.postgres, queries.load("postgres", "email_without_revivals"))
-    return _write(run, totals), totals
+    return _write(run, totals, plain_insert=False), totals
 
 
 def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decisions.Totals:
@@ -262,9 +259,9 @@ def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decision
     return totals
 
 
-def _write(run: Run, totals: decisions.Totals) -> dict[str, int]:
+def _write(run: Run, totals: decisions.Totals, *, plain_insert: bool) -> dict[str, int]:
     names = ("due", "is_candidate", "is_suppressed", "is_without_episode")
-    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names))
+    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names), plain_insert)
 
 
 if __name__ == "__main__":
