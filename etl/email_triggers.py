@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 # A mart older than that has the queue read again, with what older visits need.
 _EXPECTED_AGE = dt.timedelta(days=7)
 
-# Times that a merge is done anew because another program was faster.
-_ATTEMPTS = 2
-
 # What stands for it in a JSON string, as Postgres writes it.
 _ESCAPES = (
     ['"', "\\", *map(chr, range(32))],
@@ -106,7 +103,7 @@ def load(run: Run) -> None:
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
         users.update(dict(rows["segment"].value_counts().iter_rows()))
-        return _without_future_visits(rows, run.job.started_at)
+        return without_future_visits(rows, run.job.started_at)
 
     mart = run.read(EmailCandidate, reshape)
     queue = mails.result()
@@ -118,7 +115,7 @@ def load(run: Run) -> None:
     if no_visits:
         _compare_visits(run, no_visits)
     templates.update(run.postgres, run.settings)
-    counts, totals = _merge(run, partial(_triggers, run, mart, no_visits), queue)
+    counts, totals = _merge(run, partial(triggers, run, mart, no_visits), queue)
     run.count(counts)
     warnings.look(run, users, no_visits, totals.cancelled())
     if run.options.dry_run:
@@ -183,7 +180,7 @@ def _json(name: str) -> pl.Expr:
     return text.fill_null("null")
 
 
-def _without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
+def without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
     """Make visits in the future null: they are placeholders such as 9999-12-31, and never old news.
 
     A day is allowed, because visits without a zone may be in local time.
@@ -207,8 +204,14 @@ def _compare_visits(run: Run, no_visits: list[str]) -> None:
     run.metrics.visits_queued = queue["visits_queued"]
 
 
-def _triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Stream what decisions need of the mart: one row for each of its users."""
+def triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Stream what decisions need of the mart: one row for each of its users.
+
+    Args:
+        run: has read the mart.
+        mart: its accepted rows, without visits in the future.
+        no_visits: the visit columns that the mart does not have.
+    """
     one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
     for rows in mart.frames():
         calling = transform(rows.with_columns(one_episode), run.as_of)
@@ -224,11 +227,11 @@ def _merge(
     run: Run, triggers: Callable[[], Iterator[pl.DataFrame]], queue: Spool
 ) -> tuple[dict[str, int], decisions.Totals]:
     """Decide and merge; again where another program has just queued a mail for the same user."""
-    for _ in range(_ATTEMPTS):
+    for plain_insert in (True, False):
         totals = _stage(run, triggers(), queue)
         try:
             with run.savepoint():
-                return _write(run, totals), totals
+                return _write(run, totals, plain_insert=plain_insert), totals
         except SyncError as error:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
@@ -236,7 +239,7 @@ def _merge(
     # Only a mail that is to be pending again can meet another: those wait for a later run.
     totals = _stage(run, triggers(), queue)
     postgres.execute(run.postgres, queries.load("postgres", "email_without_revivals"))
-    return _write(run, totals), totals
+    return _write(run, totals, plain_insert=False), totals
 
 
 def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decisions.Totals:
@@ -256,9 +259,9 @@ def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decision
     return totals
 
 
-def _write(run: Run, totals: decisions.Totals) -> dict[str, int]:
+def _write(run: Run, totals: decisions.Totals, *, plain_insert: bool) -> dict[str, int]:
     names = ("due", "is_candidate", "is_suppressed", "is_without_episode")
-    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names))
+    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names), plain_insert)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 -- Merge into crm.email_queue what was decided (email_decisions.sql in sql/warehouse), and count what
 -- that did. $1 is the shard, $2 of how many; $3 fresh occasions, $4 those of them that are not in the
--- queue, $5 of these the suppressed ones, $6 occasions whose visit nobody knows.
+-- queue, $5 of these the suppressed ones, $6 occasions whose visit nobody knows; $7: new mails go by
+-- a plain INSERT, which costs less than ON CONFLICT, but ends in a unique violation when another
+-- program has just queued a mail of its own for one of the users.
 -- Staged before: decisions, one row a user for whom something changes.
 --
 -- Workers go on meanwhile. A mail they claimed since it was read is theirs: it stays as it is, and
@@ -43,17 +45,29 @@ refreshed AS (
     RETURNING q.id, f.is_due, f.is_without_episode
 ),
 
-inserted AS (
-    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
-    SELECT user_id, template, episode_at, priority, payload::jsonb, expires_at
+approved AS NOT MATERIALIZED (
+    SELECT *
     FROM pg_temp.decisions
     WHERE
         is_queued
-        AND revived_id IS NULL
         -- The user's waiting mail must be cancelled before the next is queued, or the index
         -- email_queue_open objects: reading `cancelled` here sees to the order.
         AND (waiting_id IS NULL OR waiting_id IN (SELECT id FROM cancelled))
-    -- Another program may have queued a mail of its own for the user a moment ago.
+),
+
+added AS (
+    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
+    SELECT user_id, template, episode_at, priority, payload::jsonb, expires_at
+    FROM approved
+    WHERE $7::boolean AND revived_id IS NULL
+    RETURNING 1
+),
+
+added_beside_others AS (
+    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
+    SELECT user_id, template, episode_at, priority, payload::jsonb, expires_at
+    FROM approved
+    WHERE NOT $7::boolean AND revived_id IS NULL
     ON CONFLICT DO NOTHING
     RETURNING 1
 ),
@@ -79,11 +93,9 @@ revived AS (
         payload = CASE WHEN q.attempts = 0 THEN d.payload::jsonb ELSE q.payload END,
         expires_at = d.expires_at,
         updated_at = now()
-    FROM pg_temp.decisions AS d
+    FROM approved AS d
     WHERE
         q.id = d.revived_id
-        AND d.is_queued
-        AND (d.waiting_id IS NULL OR d.waiting_id IN (SELECT id FROM cancelled))
         AND array_position('{cancelled}', q.status) > 0
     RETURNING q.id
 ),
@@ -104,11 +116,8 @@ totals AS (
         $5::bigint AS suppressed,
         $6::bigint AS without_episode,
         (SELECT count(*) FROM lockable) AS lockable,
-        (
-            SELECT count(*) FROM pg_temp.decisions
-            WHERE is_queued AND (waiting_id IS NULL OR waiting_id IN (SELECT id FROM cancelled))
-        ) AS approved,
-        (SELECT count(*) FROM inserted) AS inserted,
+        (SELECT count(*) FROM approved) AS approved,
+        (SELECT count(*) FROM added) + (SELECT count(*) FROM added_beside_others) AS inserted,
         (SELECT count(*) FROM revived) AS revived,
         (SELECT count(*) FROM refreshed) AS refreshed,
         (SELECT count(*) FROM refreshed WHERE is_due) AS refreshed_due,
