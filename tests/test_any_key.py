@@ -161,14 +161,15 @@ def test_a_rejected_row_is_known_by_the_text_of_its_key(mart: Mart, select: Sele
 
 
 def test_all_rows_of_a_key_are_judged_together(monkeypatch: pytest.MonkeyPatch, mart: Mart) -> None:
-    """Wherever DuckDB's batches end, of all that have the same first columns."""
-    mart("UPDATE mart_odd SET day = '2026-01-01', \"at\" = '2026-01-01 00:00:00+00', wall = now()")
-    mart("INSERT INTO mart_odd FROM mart_odd", "INSERT INTO mart_odd FROM mart_odd WHERE n = 3")
-    monkeypatch.setattr("etl.warehouse.stream.BATCH_ROWS", 1)
+    """Wherever DuckDB's batches end: each key comes three times."""
+    rows = "FROM mart_odd, range(1_000), range(3) AS t(times) WHERE n = 3"
+    mart(f"CREATE TABLE many AS SELECT mart_odd.* REPLACE (range AS ratio) {rows}")
+    mart("DROP TABLE mart_odd", "ALTER TABLE many RENAME TO mart_odd")
+    monkeypatch.setattr("etl.warehouse.stream.BATCH_ROWS", 2_048)
 
     result = sync(force=True)
 
-    assert (result["inserted"], result["rejected"]) == (0, 62)
+    assert (result["inserted"], result["rejected"]) == (0, 3_000)
 
 
 def test_a_transform_that_changes_the_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
