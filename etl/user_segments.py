@@ -21,6 +21,7 @@ _MERGE = postgres.Merge(
     "user_segments",
     "crm.user_segments",
     frozenset({"inserted", "updated", "changed_segment"}),
+    altered="user_segments_altered",
 )
 _MIRROR = postgres.Merge("user_segments_mirror", "crm.user_segments", frozenset({"deleted"}))
 

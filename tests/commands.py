@@ -78,7 +78,7 @@ def touched(select: Select, keys: redis.Redis) -> Touched:
     def touched() -> tuple[int, int, int, int]:
         tables = ("crm.user_segments", "crm.email_queue", "etl.sync_runs")
         segment_rows, mails, runs = (count(select, table) for table in tables)
-        return segment_rows, mails, int(keys.dbsize()), runs
+        return segment_rows, mails, len(keys.keys("reco:*")), runs
 
     return touched
 

@@ -41,6 +41,7 @@ def main(only: str | None = None) -> NoReturn:
 def exit_with(work: Callable[[], int]) -> NoReturn:
     """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
     signals.install_exiting()
+    report.escape_unencodable()
     try:
         code = work()
     except SyncError as error:

@@ -6,6 +6,7 @@
 -- searchflow_etl_mirror  the same, with --delete-missing
 -- searchflow_prune       python -m etl.prune
 -- searchflow_status      python -m etl.status; sees nothing personal
+-- searchflow_support     python -m etl.explain; reads what is known of each user
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
 -- searchflow_reader      readers of crm
 -- searchflow_owner       no rights; its members may own schemas and tables (see untrusted.sql)
@@ -13,9 +14,12 @@
 -- An admin must not call somebody else's format(text, text) of the schema public.
 SET search_path = pg_catalog, pg_temp;
 
-\set jobs 'searchflow_etl, searchflow_prune, searchflow_status'
+\set jobs 'searchflow_etl, searchflow_prune, searchflow_status, searchflow_support'
 \set roles :jobs ', searchflow_mailer, searchflow_reader'
 \set all :roles ', searchflow_etl_mirror, searchflow_owner'
+
+-- The tables that syncs bring up to their marts, a line each.
+\set targets 'crm.user_segments'
 
 SELECT format('CREATE ROLE %I NOLOGIN', role)
 FROM unnest(string_to_array(:'all', ', ')) AS role
@@ -33,14 +37,14 @@ GRANT USAGE ON SCHEMA etl TO :jobs;
 
 -- Rows are staged in temporary tables.
 GRANT TEMPORARY ON DATABASE :"DBNAME" TO searchflow_etl;
-GRANT SELECT, INSERT, UPDATE ON crm.user_segments, crm.email_queue, etl.sync_runs TO searchflow_etl;
+GRANT SELECT, INSERT, UPDATE ON :targets, crm.email_queue, etl.sync_runs TO searchflow_etl;
 GRANT SELECT ON crm.email_suppressions, crm.email_allowlist TO searchflow_etl;
 -- Whether a template is paused or capped is not for syncs to change.
 GRANT SELECT, INSERT, UPDATE (cooldown, min_gap) ON crm.email_templates TO searchflow_etl;
 GRANT INSERT ON etl.rejected_rows TO searchflow_etl;
 
 GRANT searchflow_etl TO searchflow_etl_mirror; -- with all it may
-GRANT DELETE ON crm.user_segments TO searchflow_etl_mirror;
+GRANT DELETE ON :targets TO searchflow_etl_mirror;
 
 GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
@@ -54,6 +58,10 @@ GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
 GRANT SELECT (status, template, created_at, claimed_at) ON crm.email_queue TO searchflow_status;
 GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_status;
 
+GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
+    crm.email_allowlist, etl.sync_runs TO searchflow_support;
+GRANT SELECT (id, sync, key, reasons, rejected_at) ON etl.rejected_rows TO searchflow_support;
+
 -- To whom a mail goes and what it says is not for workers to change.
 GRANT SELECT, UPDATE (
     status, reason, attempts, worker, claimed_at, updated_at, sent_at, not_before, idempotency_key
@@ -62,7 +70,7 @@ GRANT SELECT (user_id, template), INSERT ON crm.email_suppressions TO searchflow
 GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_mailer;
 GRANT EXECUTE ON FUNCTION crm.record_sent_email TO searchflow_mailer;
 
-GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
+GRANT SELECT ON :targets, crm.email_queue, crm.email_suppressions, crm.email_templates,
     crm.email_allowlist, crm.email_report TO searchflow_reader;
 
 -- What everybody may comes on top of that. Other programs may need it, so it is told, not revoked.
