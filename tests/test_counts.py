@@ -243,7 +243,7 @@ def test_a_mail_that_another_program_queued_meanwhile_is_held_back(
     mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)"), *visit())
     theirs = (
         "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
-        " VALUES ('a', 'newsletter', now(), 1, '{}')"
+        " VALUES ('a', 'newsletter', now(), 1, '{}') ON CONFLICT DO NOTHING"
     )
 
     with during_the_merge(before=lambda _: execute(theirs)):
