@@ -228,13 +228,13 @@ def _reclassify(run: Run, mart: Spool) -> None:
     if not gone:
         return
     users = pl.DataFrame(gone, schema={"user_id": pl.String})
-    rejected = run.rejected_keys().unique().with_columns(rejected=True)
+    rejected = (rows.with_columns(rejected=True) for rows in run.rejected.frames())
     present = (
         users.join(rows, on="user_id", how="semi").with_columns(rejected=False)
         for rows in mart.frames()
     )
     postgres.execute(run.postgres, 'DROP TABLE IF EXISTS pg_temp."known"')
-    run.copy("known", warehouse.to_batches(chain(present, [rejected])))
+    run.copy("known", warehouse.to_batches(chain(present, rejected)))
     postgres.execute(run.postgres, queries.load("postgres", "email_reclassify"))
 
 

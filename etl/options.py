@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from etl.errors import UsageError
 
+# Users that a dry run shows: all of them are in memory at once, and nobody reads more.
+MOST_SHOWN = 10_000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -18,6 +21,7 @@ class Options:
     wait: float = 0
     shard: tuple[int, int] | None = None
     name_users: bool = False
+    show: int = 0
 
     def __post_init__(self) -> None:
         for name in ("dry_run", "force", "delete_missing", "name_users"):
@@ -27,6 +31,12 @@ class Options:
             raise UsageError(f"wait must be a number of seconds, not {self.wait!r}")
         if self.shard is not None and not _is_shard(self.shard):
             raise UsageError(f"shard must be (i, n) with 0 <= i < n, not {self.shard!r}")
+        if not _is_count(self.show) or not 0 <= self.show <= MOST_SHOWN:
+            raise UsageError(
+                f"show must be a whole number from 0 to {MOST_SHOWN:,}, not {self.show!r}"
+            )
+        if self.show and not self.dry_run:
+            raise UsageError("show works with a dry run alone; add --dry-run (dry_run=True)")
 
 
 def _is_number(value: object) -> bool:

@@ -78,7 +78,7 @@ def load(run: Run) -> None:
         below += int((mart["score"] <= min_score).sum())
         return transform(mart, min_score=min_score)
 
-    recommendations = run.read(Recommendation, reshape)
+    recommendations = run.read(Recommendation, reshape, key=["user_id"])
     run.count({"below_threshold": below})
     run.expect_keys(recommendations.rows, TTL_SECONDS)
     run.check_guards()

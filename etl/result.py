@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 # What a result counts: every sync, and some syncs beside.
 COMMON_COUNTS = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
@@ -24,6 +24,14 @@ class Outcome(TypedDict):
     outcome: str
     mails: int
     users: NotRequired[list[str]]  # five of them, with `name_users`
+
+
+class Change(TypedDict):
+    """What a dry run says would become of one row of its target."""
+
+    user_id: str
+    change: str  # insert, update, delete
+    columns: dict[str, dict[str, Any]]  # of those that change: `old` and `new`
 
 
 class SyncResult(TypedDict):
@@ -49,4 +57,5 @@ class SyncResult(TypedDict):
     unmapped_segments: NotRequired[dict[str, int]]  # of them the 20 largest
     warnings: NotRequired[list[str]]
     outcomes: NotRequired[list[Outcome]]  # a dry run of email_triggers
+    changes: NotRequired[list[Change]]  # a dry run of user_segments with `show`
     error: NotRequired[str]  # when not ok

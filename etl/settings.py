@@ -8,23 +8,16 @@ unset. libpq's own variables (PGSSLMODE, PGSSLROOTCERT, PGPASSFILE, ...) are rea
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from etl.errors import UsageError
+from etl.plumbing.environment import text_of, value_of
 from etl.plumbing.redact import hide
-
-SECRETS = Path("/run/secrets")
-
-# No secret is longer, and a device or a log in its place must not fill the memory.
-_MOST_BYTES = 65_536
 
 
 def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
@@ -127,8 +120,10 @@ class Settings:
         problems: list[str] = []
         for setting in _variables():
             try:
-                if text := _text(setting.name, environment):
-                    values[setting.name] = _parse(setting, text)
+                if text := text_of(setting.name, environment):
+                    kind = str(setting.type).removesuffix(" | None")
+                    limits = setting.metadata.get("min"), setting.metadata.get("max")
+                    values[setting.name] = value_of(text, kind, *limits)
             except ValueError as error:
                 problems.append(f"{setting.name.upper()}: {error}")
         if problems:
@@ -174,7 +169,7 @@ class Settings:
 def alert_urls(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The URLs in ALERT_URLS, also where another setting does not parse."""
     try:
-        return _split(_text("alert_urls", environment))
+        return _split(text_of("alert_urls", environment))
     except ValueError:
         return []
 
@@ -185,7 +180,7 @@ def env_secrets(environment: Mapping[str, str]) -> list[str]:
     for setting in _variables():
         if not setting.repr:
             with contextlib.suppress(ValueError):
-                secrets[setting.name] = _text(setting.name, environment)
+                secrets[setting.name] = text_of(setting.name, environment)
     libpqs = Settings(postgres_password=environment.get("PGPASSWORD"))
     return Settings(**secrets).secrets + libpqs.secrets
 
@@ -213,52 +208,6 @@ def _variables() -> list[Field[Any]]:
     return [setting for setting in fields(Settings) if "meaning" in setting.metadata]
 
 
-def _text(name: str, environment: Mapping[str, str]) -> str:
-    """A setting as it was given, "" where it was not."""
-    if text := environment.get(name.upper()):
-        return text
-    path = SECRETS / name
-    try:
-        return _secret(path) if os.path.lexists(path) else ""
-    except UnicodeError:  # whose text holds bytes of it
-        raise ValueError(f"cannot read the secret {path}: save it as UTF-8 text") from None
-    except OSError as error:
-        raise ValueError(f"cannot read the secret {path}: {error.strerror}") from None
-
-
-def _secret(path: Path) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would keep us waiting
-        raise ValueError(f"the secret {path} is not a file; put the value in one")
-    with path.open("rb") as file:
-        read = file.read(_MOST_BYTES + 1)
-    if len(read) > _MOST_BYTES:
-        raise ValueError(f"the secret {path} is longer than {_MOST_BYTES:,} bytes")
-    text = read.decode("utf-8-sig").rstrip("\r\n")
-    if not text.strip():
-        raise ValueError(f"the secret {path} is empty; write the value in it, or remove it")
-    return text
-
-
-def _parse(setting: Field[Any], text: str) -> Any:
-    kind = str(setting.type).removesuffix(" | None")
-    value = _PARSERS[kind](text)
-    low, high = setting.metadata.get("min"), setting.metadata.get("max")
-    if (low is not None and value < low) or (high is not None and value > high):
-        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{text!r} is out of range, give a number {allowed}")
-    return value
-
-
-def _string(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("has a NUL byte")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not UTF-8") from None
-    return text
-
-
 def _split(urls: str) -> list[str]:
     """Split at spaces, line ends, and commas before the next URL (they may hold some as well)."""
     return re.split(r"[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", urls.strip()) if urls.strip() else []
@@ -269,37 +218,3 @@ def _address(text: str, port: int) -> tuple[str, int]:
     found = re.fullmatch(r"(\[[^\]]+\]|[^:]+):(\d{1,5})", text)
     host = found[1] if found else text
     return host.removeprefix("[").removesuffix("]"), int(found[2]) if found else port
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        # Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 wherever a service is named redis.
-        kubernetes = text.startswith("tcp://")
-        hint = "; set it, or enableServiceLinks: false in the pod" if kubernetes else ""
-        raise ValueError(f"{text!r} is not a whole number{hint}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a number")
-    return value
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in {"true", "false", "1", "0", "yes", "no"}:
-        raise ValueError(f"{text!r} is not a switch, give true or false")
-    return text.lower() in {"true", "1", "yes"}
-
-
-_PARSERS: dict[str, Callable[[str], Any]] = {
-    "str": _string,
-    "int": _integer,
-    "float": _number,
-    "bool": _switch,
-}

@@ -6,12 +6,13 @@ Sales and support see each user's segment there. One transaction; safe to run tw
 from __future__ import annotations
 
 import dataframely as dy
+import orjson
 import polars as pl
 
-from etl import postgres
+from etl import postgres, warehouse
 from etl.errors import SyncError
 from etl.options import Options
-from etl.result import SyncResult
+from etl.result import Change, SyncResult
 from etl.run import Run, execute
 from etl.run.contract import USER_ID_RULES, without_nul
 from etl.settings import Settings
@@ -44,6 +45,7 @@ def sync(
     delete_missing: bool = False,
     wait: float = 0,
     shard: tuple[int, int] | None = None,
+    show: int = 0,
     settings: Settings | None = None,
 ) -> SyncResult:
     """Bring crm.user_segments up to the mart.
@@ -54,6 +56,8 @@ def sync(
         delete_missing: also delete the users who left the mart.
         wait: seconds to wait for another run of this sync before giving up.
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
+        show: let a dry run name so many changed users in `changes`, with the old and new values:
+            a fair sample over the kinds of change.
         settings: in place of those of the environment.
 
     Returns:
@@ -62,7 +66,7 @@ def sync(
     Raises:
         SyncError: nothing was changed; the message says why, `.result` what was known.
     """
-    options = Options(dry_run, force, delete_missing, wait, shard)
+    options = Options(dry_run, force, delete_missing, wait, shard, show=show)
     return execute("user_segments", load, options, settings=settings)
 
 
@@ -72,13 +76,16 @@ def load(run: Run) -> None:
     segments = run.read(UserSegment, transform)
     target = reading.result() if reading else None
     run.stage("staging", segments, target)
+    if run.options.delete_missing and target is not None:
+        run.stage_missing("gone", target, segments)
+    if run.options.show:
+        run.changes = sample_changes(run, run.options.show)
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
     if target is None and merged["changed_segment"]:  # for the guard to compare it with
         (after,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
         run.count({"target_rows": after["rows"] - merged["inserted"]})
-    if target is not None and run.options.delete_missing:
-        run.stage_missing("gone", target, segments)
+    if run.options.delete_missing:
         run.count(run.merge(_MIRROR))
 
 
@@ -99,6 +106,24 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
         pl.col("total_conversions").cast(pl.Int64),
         pl.col("lifetime_value").cast(pl.Decimal(14, 2)),
     )
+
+
+def sample_changes(run: Run, most: int) -> list[Change]:
+    """Tell what the merges would do to at most so many users; staged before: staging, gone or not.
+
+    A fair sample over inserts, updates and deletes, and over the columns that updates change.
+    """
+    if "gone" not in run.staged:
+        run.copy("gone", warehouse.to_batches([pl.DataFrame(schema={"user_id": pl.String})]))
+    rows = postgres.query(run.postgres, "user_segments_changes", most)
+    return [
+        {
+            "user_id": row["user_id"],
+            "change": row["change"],
+            "columns": orjson.loads(row["columns"]),
+        }
+        for row in rows
+    ]
 
 
 def _merge(run: Run) -> dict[str, int]:

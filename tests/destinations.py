@@ -19,7 +19,8 @@ from etl import postgres
 from etl.options import Options
 from etl.result import count_names
 from etl.run import ledger
-from etl.run.context import Job, Run
+from etl.run.context import Run
+from etl.run.job import Job
 from etl.settings import Settings
 
 if TYPE_CHECKING:

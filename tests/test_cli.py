@@ -65,6 +65,10 @@ WRONG = [
     ("--shard", "--shard needs a value"),
     ("--delete-missing", "works with user_segments alone; add --sync user_segments"),
     ("--delete-missing --sync recommendations", "works with user_segments alone"),
+    ("--dry-run --show 3", "--show works with user_segments alone; add --sync user_segments"),
+    ("--sync user_segments --show 3", "show works with a dry run alone; add --dry-run"),
+    ("--sync user_segments --dry-run --show x", "show must be a whole number from 0 to 10,000"),
+    ("--sync user_segments --dry-run --show=-1", "show must be a whole number from 0 to 10,000"),
 ]
 
 

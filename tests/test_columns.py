@@ -39,6 +39,10 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     current = (SQL / "user_segments_current.sql").read_text()
     read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
     assert read_back is not None
+    shown = (SQL / "user_segments_changes.sql").read_text()
+    pairs = re.findall(r"s\.(\w+) IS DISTINCT FROM t\.(\w+)\s+THEN '(\w+)'", shown)
+    deletes = re.search(r"'delete', '\{(.*?)\}'", shown)
+    assert deletes is not None
 
     places = {
         "contract": set(UserSegment.column_names()) - BUILT_AT,
@@ -46,6 +50,9 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         "table": {each["attname"] for each in table} - MAINTAINED,
         "row": row.keys() - MAINTAINED,
         "user_segments_current.sql": {_name(one) for one in read_back[1].split(",")},
+        "user_segments_changes.sql": {a for a, b, c in pairs if a == b == c} | {"user_id"},
+        "user_segments_changes.sql, delete": {_name(one) for one in deletes[1].split(",")}
+        | {"user_id"},
         "user_segments.sql, SET": {a for a, b in updated if a == b} - MAINTAINED | {"user_id"},
         **{
             f"user_segments.sql, INSERT {number}": {_name(one) for one in names.split(",")}

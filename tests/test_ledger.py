@@ -25,7 +25,8 @@ from etl import (
 from etl.errors import AlreadyRunning, Refused, SyncError
 from etl.options import Options
 from etl.run import ledger
-from etl.run.context import Job, Run
+from etl.run.context import Run
+from etl.run.job import Job
 from etl.settings import Settings
 from etl.warehouse import stream
 

@@ -81,8 +81,8 @@ RUNS: dict[str, Run] = {
 # folder for Docker's secrets is the first argument.
 _IN_TURN = """
 import json, os, pathlib, runpy, sys
-from etl import settings
-settings.SECRETS = pathlib.Path(sys.argv[1])
+from etl.plumbing import environment
+environment.SECRETS = pathlib.Path(sys.argv[1])
 given, codes = dict(os.environ), {}
 for name, (words, own, _) in json.load(sys.stdin).items():
     os.environ.clear()

@@ -16,7 +16,7 @@ from fixture_types import Mart, Select
 
 from demo import sample
 from demo.embedded import Servers
-from etl import cache, postgres, recommendations, settings, user_segments
+from etl import cache, postgres, recommendations, user_segments
 from etl.cli.flags import SYNCS
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
@@ -73,7 +73,7 @@ def user(servers: Servers, keys: redis.Redis) -> Iterator[Callable[[str], Settin
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where Docker puts secrets."""
-    monkeypatch.setattr(settings, "SECRETS", tmp_path)
+    monkeypatch.setattr("etl.plumbing.environment.SECRETS", tmp_path)
     return tmp_path
 
 

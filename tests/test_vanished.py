@@ -14,7 +14,7 @@ from etl import recommendations
 from etl.errors import Refused
 from etl.init_db import init_db
 from etl.recommendations import transform
-from etl.run.context import PreviousRun
+from etl.run.job import PreviousRun
 
 Patch = pytest.MonkeyPatch
 

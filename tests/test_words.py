@@ -53,7 +53,7 @@ def test_a_refused_password_is_told_alike_whatever_word_it_is(
             given.setenv("REDIS_USERNAME", "nobody")
             for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
                 given.setenv(name, word)
-            given.setattr(settings, "SECRETS", Path("/nowhere"))
+            given.setattr("etl.plumbing.environment.SECRETS", Path("/nowhere"))
             for module in (user_segments, recommendations):
                 with pytest.raises(SyncError) as raised:
                     module.sync()
@@ -283,5 +283,5 @@ def test_a_file_that_can_be_no_secret_is_an_error_that_names_it(
 
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(settings, "SECRETS", tmp_path)
+    monkeypatch.setattr("etl.plumbing.environment.SECRETS", tmp_path)
     return tmp_path

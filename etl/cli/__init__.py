@@ -98,6 +98,8 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
     options["shard"] = flags.shard_of(wanted)
     if wanted.delete_missing:
         options["delete_missing"] = True
+    if wanted.show:
+        options["show"] = wanted.show
     if name == "email_triggers":
         options["name_users"] = True  # to whoever asked at this command line
     try:

@@ -48,6 +48,9 @@ class Flags:
         "I/N",
         "load shard I of N alone, from 0/N on, for schedulers",
     )
+    show: int = flag(
+        0, "N", "with user_segments and --dry-run: show N users who would change, old -> new"
+    )
     json: bool = flag(False, "", "print one JSON object per sync on stdout and nothing else there")
 
 
@@ -76,7 +79,10 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
         raise UsageError(
             "--delete-missing works with user_segments alone; add --sync user_segments"
         )
-    Options(wait=flags.wait, shard=shard_of(flags))  # it checks them
+    if flags.show and flags.sync != "user_segments":
+        raise UsageError("--show works with user_segments alone; add --sync user_segments")
+    # It checks them.
+    Options(flags.dry_run, wait=flags.wait, shard=shard_of(flags), show=flags.show)
     return flags
 
 
@@ -104,4 +110,4 @@ def _hidden(only: str | None) -> set[str]:
     """The flags that `python -m etl.<only>` does not take."""
     if only is None:
         return set()
-    return {"sync"} if only == "user_segments" else {"sync", "delete_missing"}
+    return {"sync"} if only == "user_segments" else {"sync", "delete_missing", "show"}

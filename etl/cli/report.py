@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from etl.result import Outcome, SyncResult
+    from etl.result import Change, Outcome, SyncResult
 
 # How the counts read in a sentence, in the order of telling.
 _WORDS = {
@@ -31,6 +31,8 @@ _WORDS = {
     "below_threshold": "below the score threshold",
     "rejected": "rejected",
 }
+
+_CHANGES = {"insert": "inserted", "update": "updated", "delete": "deleted"}
 
 # An address or a command to copy stays in one piece.
 _NO_WORD_BREAK: Any = {"break_long_words": False, "break_on_hyphens": False}
@@ -90,6 +92,10 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
                 console.print()
                 console.print(_outcomes(result["outcomes"]))
                 console.print()
+            if "changes" in result:
+                console.print()
+                console.print(_changes(result["changes"]))
+                console.print()
         if any(result["dry_run"] for result in results):
             console.print(_dry(results))
         for result in results if reasons else ():
@@ -131,6 +137,31 @@ def _outcomes(outcomes: Sequence[Outcome]) -> Table:
         users = ", ".join(map(quote_value, one.get("users", [])))
         table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
     return table
+
+
+def _changes(changes: Sequence[Change]) -> Table | str:
+    from rich.table import Table
+
+    if not changes:
+        return "No user would change."
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("user", overflow="fold", max_width=30)
+    table.add_column("would be")
+    table.add_column("old -> new")
+    for one in changes:
+        what = "\n".join(change_of(name, **values) for name, values in one["columns"].items())
+        table.add_row(quote_value(one["user_id"]), _CHANGES[one["change"]], what)
+    return table
+
+
+def change_of(column: str, old: object, new: object) -> str:
+    """Return what becomes of a column in a few words: `segment at_risk -> regular`."""
+    values = [_shown(value) for value in (old, new) if value is not None]
+    return f"{column} {' -> '.join(values)}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else quote_value(value)
 
 
 def _unmapped(segments: dict[str, int]) -> str:

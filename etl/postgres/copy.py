@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from etl.postgres.session import Connection
 
 
-class Batches(Protocol):
+class BatchStream(Protocol):
     """A stream of Arrow batches of one schema."""
 
     @property
@@ -38,7 +38,7 @@ class Batches(Protocol):
 _BATCHES_AHEAD = 2
 
 
-def copy_to_temp(connection: Connection, table: str, batches: Batches, rows: int = 0) -> None:
+def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows: int = 0) -> None:
     """COPY Arrow batches to a temporary table of this transaction.
 
     While the driver sends one batch, the next is made. The caller drops the table before it
@@ -55,11 +55,12 @@ def copy_to_temp(connection: Connection, table: str, batches: Batches, rows: int
     """
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
     queue: Queue[pa.RecordBatch | None] = Queue(_BATCHES_AHEAD)
-    copy = connection.submit(partial(_ingest, table=table, schema=batches.schema, queue=queue))
+    schema = _storable(batches.schema)
+    copy = connection.submit(partial(_ingest, table=table, schema=schema, queue=queue))
     sent = 0
     try:
         for batch in batches:
-            if not _put(queue, batch, copy):
+            if not _put(queue, batch if schema is batches.schema else batch.cast(schema), copy):
                 break  # it has failed or is stuck, as its result tells
             sent += batch.num_rows
             log.event("rows.copied", logging.DEBUG, rows=sent, of=rows)
@@ -76,6 +77,14 @@ def copy_to_temp(connection: Connection, table: str, batches: Batches, rows: int
     # much more than how many they are.
     execute(connection, "SET LOCAL default_statistics_target = 10")
     execute(connection, f'ANALYZE pg_temp."{table}"')
+
+
+def _storable(schema: pa.Schema) -> pa.Schema:
+    """Integers up to 2 ** 64 as decimals: the driver would make negative bigints of the largest."""
+    for index, field in enumerate(schema):
+        if field.type == pa.uint64():
+            schema = schema.set(index, field.with_type(pa.decimal128(20)))
+    return schema
 
 
 def _put(

@@ -22,7 +22,8 @@ from etl.plumbing import cancellation, failure, folder, log, signals
 from etl.plumbing.retry import retry
 from etl.postgres import STOP_SECONDS, in_thread, trust
 from etl.run import ledger
-from etl.run.context import Job, Run
+from etl.run.context import Run
+from etl.run.job import Job
 from etl.settings import Settings, hiding
 
 if TYPE_CHECKING:

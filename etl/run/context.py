@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import math
 import time
-import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,11 +19,12 @@ import polars as pl
 from etl import postgres, warehouse
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log, queries
-from etl.result import Outcome, SyncResult, count_names
+from etl.result import Change, Outcome, SyncResult, count_names
 from etl.run import contract, guards
+from etl.run.job import Job, PreviousRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import dataframely as dy
@@ -37,49 +37,6 @@ if TYPE_CHECKING:
 
 # Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What never changes in a run, however often it is attempted."""
-
-    sync: str
-    settings: Settings
-    options: Options
-    needs_postgres: bool = True
-    run_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    started_at: dt.datetime = field(default_factory=lambda: dt.datetime.now(dt.UTC))
-    begun: float = field(default_factory=time.perf_counter)
-
-    @property
-    def shard(self) -> tuple[int, int]:
-        """The shard to load; (0, 1) is the whole mart."""
-        index, of = self.options.shard or (0, 1)
-        return int(index), int(of)
-
-
-@dataclass(frozen=True)
-class PreviousRun:
-    """The last ok run of a sync."""
-
-    mart_rows: int
-    began_at: dt.datetime
-    shards: int = 1
-    written: Mapping[int, int] = field(default_factory=dict)  # keys, by shard
-    warning: str | None = None  # what it said beside its counts; None: not known
-
-    def keys(self, shard: tuple[int, int]) -> int:
-        """About how many keys this shard had; fewer, where that is not known exactly."""
-        index, shards = shard
-        if shards == self.shards and index in self.written:
-            return self.written[index]
-        if not self.written:
-            return 0
-        expected = sum(self.written.values()) * self.shards / len(self.written) / shards
-        if shards == 1 and len(self.written) == self.shards:
-            return round(expected)
-        # A hash does not cut evenly: shards differ by the root of what is in them.
-        return max(round(expected - 3 * math.sqrt(expected)), 0)
 
 
 @dataclass
@@ -95,8 +52,10 @@ class Run:
     counts: dict[str, int] = field(default_factory=dict)
     metrics: guards.Metrics = field(init=False)
     rejects: contract.Rejects | None = None
+    rejected: Spool = field(init=False)  # keys of what was set aside: these have not left the mart
     columns: frozenset[str] = frozenset()  # of the query, less those that are NULL by its text
     outcomes: list[Outcome] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # by the event they are logged as
     unmapped: dict[str, int] = field(default_factory=dict)  # users by segment without a template
     staged: list[str] = field(default_factory=list)
@@ -130,34 +89,43 @@ class Run:
         return self.metrics.built_at or self.job.started_at
 
     def read(
-        self, schema: type[dy.Schema], reshape: Callable[[pl.DataFrame], pl.DataFrame]
+        self,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        key: Sequence[str] | None = None,
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
-        The others are in `rejects` afterwards, and the guards' figures in `metrics`. The
-        warehouse's file is closed when this returns.
+        The others are in `rejects` afterwards, their keys in `rejected`, and the guards' figures in
+        `metrics`. The warehouse's file is closed when this returns.
 
         Args:
             schema: the contract.
             reshape: what to make of a batch. A batch has all rows of its keys, and keys come in
                 their order, within a batch and from batch to batch.
+            key: columns of the contract's primary key by which rows belong together, in a batch
+                as in a shard; all of them unless given.
 
         Raises:
             SyncError: the mart cannot be read; see `warehouse.open_mart`.
         """
-        begun, job = time.perf_counter(), self.job
-        validator = contract.Validator(schema, self.settings.reject_limit, job.started_at)
+        begun, job, key = time.perf_counter(), self.job, key or schema.primary_key()
+        keys = schema.create_empty().select(key).to_arrow().schema
+        begin = partial(
+            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+        )
         with (
-            warehouse.open_mart(
-                job.sync, schema, job.settings, job.shard, spill=self.folder, now=job.started_at
-            ) as mart,
+            warehouse.Writer(self.folder / "rejected", keys, key) as rejected,
+            begin(spill=self.folder, key=key) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
+            validator = contract.Validator(
+                schema, self.settings.reject_limit, job.started_at, key, rejected.add_rows
+            )
             valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
-            batches = warehouse.to_batches(valid)
-            spool = warehouse.write(batches, self.folder / "mart", schema.primary_key())
-        self.columns, self.rejects = mart.columns, validator.rejects()
-        rejects = self.rejects
+            spool = warehouse.write(warehouse.to_batches(valid), self.folder / "mart", key)
+        self.columns, self.rejected = mart.columns, rejected.spool
+        rejects = self.rejects = validator.rejects()
         log.event("mart.read", rows=validator.rows, seconds=_since(begun))
         if rejects.total:
             log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
@@ -206,9 +174,7 @@ class Run:
 
     def stage_missing(self, table: str, target: Spool, rows: Spool) -> None:
         """COPY the keys that the target holds and the mart, rejected rows included, does not."""
-        keys = warehouse.to_batches([self.rejected_keys()])
-        rejected = warehouse.write(keys, self.folder / "rejected", rows.key)
-        with warehouse.missing(target, [rows, rejected]) as gone:
+        with warehouse.missing(target, [rows, self.rejected]) as gone:
             self.copy(table, gone)
 
     def copy(self, table: str, batches: Batches, rows: int = 0) -> None:
@@ -253,11 +219,6 @@ class Run:
             if not self.options.name_users:
                 outcome.pop("users", None)
             self.outcomes.append(outcome)
-
-    def rejected_keys(self) -> pl.DataFrame:
-        """Return user_id str: those whose rows were set aside; they have not left the mart."""
-        keys = self.rejects.keys if self.rejects else pl.Series([], dtype=pl.String)
-        return pl.DataFrame({"user_id": keys}).filter(contract.without_nul(pl.col("user_id")))
 
     def expect_keys(self, keys: int, ttl: int) -> None:
         """Tell the guards how many keys the run would write, and that they last `ttl` seconds."""
@@ -306,6 +267,7 @@ class Run:
             **({"unmapped_segments": self.unmapped} if self.unmapped else {}),
             **({"warnings": list(self.warnings.values())} if self.warnings else {}),
             **({"outcomes": self.outcomes} if self.outcomes else {}),
+            **({"changes": self.changes} if self.options.show else {}),
             **({"error": error} if error else {}),
         }
         return cast("SyncResult", result)

@@ -13,11 +13,12 @@ import dataframely as dy
 import orjson
 import polars as pl
 
+from etl.warehouse import keys
 from etl.warehouse.stream import SKEW
 from etl.warehouse.types import UNCASTABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 # dataframely's names for broken rules -> the reasons operators read.
@@ -53,13 +54,12 @@ _ROW: dict[str, Any] = {"key": pl.String, "reasons": pl.List(pl.String), "row": 
 class Rejects:
     """The rows that broke the contract.
 
-    `rows` has key (the user id), reasons (`segment:null`, `duplicate`, ...) and row (JSON) of
-    the first `limit`; `total` counts all of them, `keys` holds the user id of each.
+    `rows` has key (its text, see `warehouse.keys`), reasons (`segment:null`, `duplicate`, ...)
+    and row (JSON) of the first `limit`; `total` counts all of them.
     """
 
     total: int
     reasons: dict[str, int]
-    keys: pl.Series
     rows: pl.DataFrame
 
 
@@ -69,20 +69,33 @@ class Validator:
     A duplicated key rejects every row that bears it, because nobody knows which of them is right.
     """
 
-    def __init__(self, contract: type[dy.Schema], limit: int, now: dt.datetime) -> None:
+    def __init__(
+        self,
+        contract: type[dy.Schema],
+        limit: int,
+        now: dt.datetime,
+        key: Sequence[str] | None = None,
+        add_rejected: Callable[[pl.DataFrame], None] = lambda _: None,
+    ) -> None:
         """Begin.
 
         Args:
             contract: columns, dtypes and rules; it has a primary key.
             limit: how many rejected rows to describe one by one.
             now: the run's clock; `built_at` may not be later by more than an hour.
+            key: columns of the primary key that a rejected row is known by; all unless given.
+            add_rejected: is given these columns of the rejected rows of a frame: keys that are
+                complete and that Postgres could hold, each once.
         """
         self.rows = 0
         self.built_at: dt.datetime | None = None  # the newest of the accepted rows
         self._contract, self._limit = contract, limit
         self._schema = functools.cache(functools.partial(_schema_for, contract, now=now))
-        self._found: list[Rejects] = []
-        self._described = 0
+        self._key = list(key or contract.primary_key())
+        self._add_rejected = add_rejected
+        self._reasons: Counter[str] = Counter()
+        self._total = self._described = 0
+        self._described_rows = [pl.DataFrame(schema=_ROW)]
 
     def valid_rows(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the rows that keep the contract, and set the others aside.
@@ -110,23 +123,28 @@ class Validator:
 
     def rejects(self) -> Rejects:
         """Return what was set aside."""
-        reasons: Counter[str] = Counter()
-        for found in self._found:
-            reasons.update(found.reasons)
-        return Rejects(
-            total=sum(found.total for found in self._found),
-            reasons=dict(reasons.most_common()),
-            keys=pl.concat(
-                [pl.Series([], dtype=pl.String), *(found.keys for found in self._found)]
-            ),
-            rows=pl.concat([pl.DataFrame(schema=_ROW), *(found.rows for found in self._found)]),
-        )
+        reasons = dict(self._reasons.most_common())
+        return Rejects(self._total, reasons, pl.concat(self._described_rows))
 
     def _set_aside(self, failure: dy.FailureInfo, uncastable: list[str]) -> None:
-        limit = max(self._limit - self._described, 0)
-        found = _rejects(failure, self._contract, uncastable, limit)
-        self._described += len(found.rows)
-        self._found.append(found)
+        reasons = _reasons(list(failure.counts()), self._contract.primary_key(), uncastable)
+        broken = failure.details().sort("row").with_columns(reasons=reasons)
+        self._total += len(broken)
+        self._reasons.update(_counted(broken["reasons"]))
+        self._add_rejected(_complete_keys(broken.select(self._key)))
+        kept = broken.head(max(self._limit - self._described, 0))
+        self._described += len(kept)
+        self._described_rows.append(self._describe(kept, uncastable))
+
+    def _describe(self, broken: pl.DataFrame, uncastable: list[str]) -> pl.DataFrame:
+        rows = broken.select([*self._contract.column_names(), *uncastable]).to_dicts()
+        texts = (keys.text([row[name] for name in self._key]) for row in rows)
+        columns = {
+            "key": [_escape_for_json(text) for text in texts],
+            "reasons": broken["reasons"],
+            "row": [_as_json(row) for row in rows],
+        }
+        return pl.DataFrame(columns, schema=_ROW)
 
 
 def _schema_for(
@@ -150,26 +168,10 @@ def _schema_for(
     return type("Checked", (contract,), fields)
 
 
-def _rejects(
-    failure: dy.FailureInfo, contract: type[dy.Schema], uncastable: list[str], limit: int
-) -> Rejects:
-    reasons = _reasons(list(failure.counts()), contract.primary_key(), uncastable)
-    broken = failure.details().sort("row").with_columns(reasons=reasons)
-    kept = broken.head(limit)
-    rows = kept.select([*contract.column_names(), *uncastable]).to_dicts()
-    return Rejects(
-        total=len(broken),
-        reasons=_counted(broken["reasons"]),
-        keys=broken["user_id"],
-        rows=pl.DataFrame(
-            {
-                "key": [_escape_for_json(row["user_id"]) for row in rows],
-                "reasons": kept["reasons"],
-                "row": [_as_json(row) for row in rows],
-            },
-            schema=_ROW,
-        ),
-    )
+def _complete_keys(rows: pl.DataFrame) -> pl.DataFrame:
+    """Each key once, without those that have a null, or a NUL that Postgres cannot hold."""
+    texts = [without_nul(pl.col(name)) for name, type_ in rows.schema.items() if type_ == pl.String]
+    return rows.drop_nulls().filter(*texts).unique()
 
 
 def _reasons(rules: list[str], key: list[str], uncastable: list[str]) -> pl.Expr:

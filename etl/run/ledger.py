@@ -18,7 +18,7 @@ from etl import __version__, postgres, warehouse
 from etl.errors import AlreadyRunning
 from etl.plumbing import cancellation, log
 from etl.postgres import sessions, trust
-from etl.run.context import PreviousRun
+from etl.run.job import PreviousRun
 from etl.settings import hidden
 
 if TYPE_CHECKING:

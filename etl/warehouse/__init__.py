@@ -1,6 +1,7 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
-from etl.warehouse.spool import Batches, Spool, differing, missing, to_batches, write
+from etl.warehouse import keys
+from etl.warehouse.spool import Batches, Spool, Writer, differing, missing, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 
 __all__ = [
@@ -8,7 +9,9 @@ __all__ = [
     "Mart",
     "Spool",
     "Stats",
+    "Writer",
     "differing",
+    "keys",
     "missing",
     "open_mart",
     "read",

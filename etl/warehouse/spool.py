@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -83,24 +83,65 @@ def to_batches(frames: Iterable[pl.DataFrame]) -> Batches:
     )
 
 
+class Writer:
+    """Writes a spool batch by batch, in the block of a `with`.
+
+    Raises:
+        SyncError: the disk is full, or does not let us write.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, key: Sequence[str]) -> None:
+        """Make the file `path`."""
+        self._spool = Spool(path, schema, list(key), 0)
+        with _explaining(path):
+            self._sink = pa.OSFile(str(path), "wb")
+            self._stream = pa.ipc.new_stream(self._sink, schema)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Write one more batch."""
+        with _explaining(self._spool.path):
+            self._stream.write_batch(batch)
+        self._spool = replace(self._spool, rows=self._spool.rows + batch.num_rows)
+
+    def add_rows(self, rows: pl.DataFrame) -> None:
+        """Write rows of a frame."""
+        for batch in rows.to_arrow().to_batches():
+            self.add(batch)
+
+    @property
+    def spool(self) -> Spool:
+        """What was written; complete after the block."""
+        return self._spool
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _explaining(self._spool.path), self._sink:
+            self._stream.close()
+
+
 def write(batches: Batches | pa.RecordBatchReader, path: Path, key: Sequence[str]) -> Spool:
     """Write batches to a new file.
 
     Raises:
         SyncError: the disk is full, or does not let us write.
     """
-    rows = 0
+    with Writer(path, batches.schema, key) as writer:
+        for batch in batches:
+            writer.add(batch)
+    return writer.spool
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
     try:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches.schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                rows += batch.num_rows
+        yield
     except OSError as error:
         if error.errno not in _OF_DISKS:
             raise
         reason = f"{os.strerror(error.errno)}; make room there, or let TMPDIR be another folder"
         raise SyncError(f"temporary folder {path.parent.parent}: {reason}") from error
-    return Spool(path, batches.schema, list(key), rows)
 
 
 def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBatchReader]:
@@ -110,25 +151,30 @@ def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBat
     be cast equals nothing. So money of up to 15 digits may come as a float, which keeps it exactly;
     of more digits Postgres hands it over as text (see sql/postgres/<sync>_current.sql).
     """
-    return _anti_join(rows, [target], rows.schema.names)
+    return _anti_join(rows, [target], rows.schema, rows.schema.names)
 
 
-def missing(keys: Spool, others: Sequence[Spool]) -> AbstractContextManager[pa.RecordBatchReader]:
-    """Stream the keys that none of the others holds, in their order."""
-    return _anti_join(keys, others, keys.key)
+def missing(target: Spool, others: Sequence[Spool]) -> AbstractContextManager[pa.RecordBatchReader]:
+    """Stream the keys of the target that none of the others holds, in their order.
+
+    Keys are compared, and come, in the types of the first of the others.
+    """
+    return _anti_join(target, others, others[0].schema, others[0].key)
 
 
 @contextmanager
 def _anti_join(
-    rows: Spool, others: Sequence[Spool], columns: Sequence[str]
+    rows: Spool, others: Sequence[Spool], schema: pa.Schema, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatchReader]:
     total = rows.rows + sum(other.rows for other in others)
     memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
     with file.in_memory(rows.path.parent, memory) as connection:
-        mine = connection.from_arrow(_reader(rows)).select(*columns)
-        types = dict(zip(mine.columns, mine.types, strict=True))
+        like = connection.from_arrow(schema.empty_table())
+        types = dict(zip(like.columns, like.types, strict=True))
         casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
-        theirs = [connection.from_arrow(_reader(other)).select(*casts) for other in others]
+        mine, *theirs = (
+            connection.from_arrow(_reader(spool)).select(*casts) for spool in (rows, *others)
+        )
         mine.create_view("mine")
         reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
         found = connection.sql(queries.load("warehouse", "anti_join"))

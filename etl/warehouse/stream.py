@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,11 @@ import pyarrow as pa
 from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
 from etl.plumbing import folder
-from etl.warehouse import errors, file, marts, types
+from etl.warehouse import errors, file, keys, marts, types
 from etl.warehouse.spool import BATCH_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     import dataframely as dy
@@ -44,7 +45,7 @@ class Mart:
     """A mart whose file is open."""
 
     relation: duckdb.DuckDBPyRelation  # the rows of the shard at hand, typed, in the key's order
-    key: str
+    key: Sequence[str]
     columns: frozenset[str]  # of the query, less those that are NULL by its text
     stats: Stats | None  # of all shards, where only one is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
@@ -80,6 +81,7 @@ def open_mart(
     *,
     spill: Path,
     now: dt.datetime,
+    key: Sequence[str] | None = None,
 ) -> Iterator[Mart]:
     """Open the warehouse for the length of a block and run sql/warehouse/<name>.sql.
 
@@ -94,12 +96,14 @@ def open_mart(
         shard: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all.
         spill: a folder for what does not fit into memory.
         now: the run's clock.
+        key: columns of the contract's primary key, which order and shards go by; all of them
+            unless given.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
             or of a type that cannot serve; every offender is named.
     """
-    path = Path(settings.duckdb_path)
+    path, key = Path(settings.duckdb_path), key or contract.primary_key()
     query = marts.load_query(name, settings)
     explaining = partial(_explaining, path, f"correct {query.source} or the mart")
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
@@ -110,10 +114,10 @@ def open_mart(
                 marts.check_names(columns, query)
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
-            key = contract.primary_key()[0]
-            mine, stats = _shard(rows, contract, shard, now)
+            values = types.key_of(rows, contract, key)
+            mine, stats = _shard(rows, contract, keys.expression(values), shard, now)
             # Sorted before the casts, which add a column to most.
-            mine = mine.sort(types.cast_of(rows, contract, key))
+            mine = mine.sort(*(value for value, _ in values))
             relation = types.cast_to_contract(mine, contract)
         yield Mart(relation, key, types.not_null(rows), stats, explaining)
 
@@ -148,6 +152,7 @@ def _explaining(path: Path, advice: str) -> Iterator[None]:
 def _shard(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
+    key: duckdb.Expression,
     shard: tuple[int, int],
     now: dt.datetime,
 ) -> tuple[duckdb.DuckDBPyRelation, Stats | None]:
@@ -155,7 +160,6 @@ def _shard(
     index, of = shard
     if of == 1:
         return rows, None
-    key = types.cast_of(rows, contract, contract.primary_key()[0])
     hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
     mine = rows.filter(hashed == ConstantExpression(index))
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
@@ -177,20 +181,25 @@ def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
 
 
 def _cut_between_keys(
-    frames: Iterable[pl.DataFrame], key: str, held: pl.DataFrame
+    frames: Iterable[pl.DataFrame], key: Sequence[str], held: pl.DataFrame
 ) -> Iterator[pl.DataFrame]:
     """Move rows that bear the last key of a frame from the next frame to it.
 
     One frame at least comes out: `held`, which is empty, where none goes in.
     """
     for frame in frames:
-        rest, last = frame, held[key][-1] if len(held) else None
-        # Nulls come last and belong to nobody, so that they may be parted.
-        if last is not None and frame[key][0] == last:
-            more = int((frame[key] == last).sum())
+        rest, last = frame, held.tail(1)
+        if len(last) and _is_same(last, frame.head(1), key).all():
+            more = int(_is_same(last, frame, key).sum())
             held, rest = pl.concat([held, frame.head(more)], how="diagonal"), frame[more:]
         if len(rest):
             if len(held):
                 yield held
             held = rest
     yield held
+
+
+def _is_same(one: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
+    """Which rows bear the key of the one; none where it has nulls, which are nobody's key."""
+    same = [(rows[name] == one[name]).fill_null(False) for name in key]
+    return reduce(and_, same)

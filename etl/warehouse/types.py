@@ -12,7 +12,7 @@ from duckdb import ColumnExpression, FunctionExpression
 from etl.errors import SyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import dataframely as dy
     import duckdb
@@ -96,12 +96,12 @@ def drop_empty_cast_errors(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def cast_of(
-    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], column: str
-) -> duckdb.Expression:
-    """Return the expression for one column as the contract types it."""
-    (way,) = (way for name, way, _ in _casts(rows, contract) if name == column)
-    return way
+def key_of(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], columns: Sequence[str]
+) -> list[tuple[duckdb.Expression, pl.DataType]]:
+    """Return the columns of a key as the contract types them, each with its dtype."""
+    ways = {name: way for name, way, _ in _casts(rows, contract)}
+    return [(ways[name], contract.columns()[name].dtype) for name in columns]
 
 
 def _casts(
@@ -118,17 +118,20 @@ def _casts(
 
 def _contract_casts(contract: type[dy.Schema]) -> list[tuple[str, _Cast]]:
     casts, problems = [], []
-    if absent := {"user_id", "built_at"} - set(contract.columns()):
-        raise SyncError(f"{contract.__name__}: declare {' and '.join(sorted(absent))} as well")
+    if not contract.primary_key():
+        problems.append("no column has primary_key=True")
+    if "built_at" not in contract.columns():
+        problems.append("built_at is missing")
     for name, column in contract.columns().items():
         if cast := _cast_to(column.dtype):
             casts.append((name, cast))
         else:
-            problems.append(f"{name} is {column.dtype!r}")
+            problems.append(f"{name} is {column.dtype!r}, which is not read from a mart")
     if problems:
         raise SyncError(
-            f"{contract.__name__}: {'; '.join(problems)}, which is not read from a mart; declare"
-            " text, numbers, booleans, dates, or moments in microseconds (UTC or without a zone)"
+            f"{contract.__name__}: {'; '.join(problems)}. A contract has a primary key, built_at,"
+            " and columns of text, numbers, booleans, dates, or moments in microseconds (UTC or"
+            " without a zone)"
         )
     return casts
 

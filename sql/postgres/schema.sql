@@ -19,6 +19,54 @@ CREATE OR REPLACE FUNCTION etl.shard_of(key text, shards int) RETURNS int
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN (('x' || substr(md5(convert_to(key, 'UTF8')), 1, 8))::bit(32)::bigint % shards)::int;
 
+-- makes: etl.key_text
+-- The text of a key's column (see etl/warehouse/keys.py). A key of one text column is that text as it
+-- is; any other goes to etl.shard_of as etl.key_text(a) || '|' || etl.key_text(b). Of integers there is
+-- one for each width, because Postgres prefers to make a float of them.
+DO $do$
+BEGIN
+    CREATE OR REPLACE FUNCTION etl.key_text(x text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN replace(replace(x, '\', '\\'), '|', '\|');
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x smallint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN x::text;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x int) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN x::text;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN x::text;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x numeric) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN trim_scale(x)::text;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x double precision) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN x = 'NaN' THEN 'NaN' ELSE encode(float8send(x + 0), 'hex') END;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x boolean) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN x::text;
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x date) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN to_char(x::timestamp, 'YYYY-MM-DD');
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x timestamp) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN to_char(x, 'YYYY-MM-DD"T"HH24:MI:SS.US');
+
+    CREATE OR REPLACE FUNCTION etl.key_text(x timestamptz) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN to_char(x AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+END
+$do$;
+
 -- makes: crm.user_segments
 -- Keys compare as bytes (COLLATE "C"): faster than a language's order, and equality is the same.
 CREATE TABLE IF NOT EXISTS crm.user_segments (

@@ -39,6 +39,28 @@ CREATE TEMP MACRO uncastable(x, cast_x) AS CASE
     WHEN x IS NOT NULL AND cast_x IS NULL THEN CAST(x AS VARCHAR)
 END;
 
+-- The texts of a key's columns (see etl/warehouse/keys.py), alike in Postgres: etl.key_text.
+CREATE TEMP MACRO key_of_two(x, y) AS x || '|' || y;
+CREATE TEMP MACRO key_of_any(x) AS CAST(x AS VARCHAR);
+CREATE TEMP MACRO key_of_text(x) AS replace(replace(x, '\', '\\'), '|', '\|');
+CREATE TEMP MACRO key_of_date(x) AS strftime(x, '%Y-%m-%d');
+CREATE TEMP MACRO key_of_naive_moment(x) AS strftime(x, '%Y-%m-%dT%H:%M:%S.%f');
+CREATE TEMP MACRO key_of_moment(x) AS strftime(make_timestamp(epoch_us(x)), '%Y-%m-%dT%H:%M:%S.%fZ');
+
+-- By its bits, because no two systems write a float alike. A sum with 0 is never -0.
+CREATE TEMP MACRO key_of_float(x) AS CASE
+    WHEN isnan(x) THEN 'NaN'
+    ELSE lpad(lower(to_hex(CAST(CAST(CAST(x AS DOUBLE) + 0.0::DOUBLE AS BIT) AS BIGINT))), 16, '0')
+END;
+
+-- Without trailing zeros, but with one before the point.
+CREATE TEMP MACRO key_of_decimal(x) AS CASE
+    WHEN x = 0 THEN '0'
+    ELSE regexp_replace(
+        rtrim(regexp_replace(CAST(x AS VARCHAR), '(\.[0-9]*?)0+$', '\1'), '.'), '^(-?)\.', '\10.'
+    )
+END;
+
 -- In which of n shards a row is, by a hash that Postgres computes alike (etl.shard_of in
 -- sql/postgres/schema.sql). One without a key is in shard 0, so that some shard rejects it.
 CREATE TEMP MACRO shard_of(key, n) AS coalesce(('0x' || substr(md5(key), 1, 8))::UINTEGER % n, 0);
