@@ -18,10 +18,10 @@ from demo import sample
 from demo.embedded import Servers, running
 from etl import cache, postgres, recommendations
 from etl.cli import report
-from etl.cli.flags import SYNCS
 from etl.errors import Cancelled, SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -2,16 +2,17 @@
 
 Mail workers send what the segment asks for. The rules of the queue (episodes, cooldowns,
 cancelling) are in docs/email-queue.md. What the mart alone tells is in `transform`; what needs
-the queue's state is in SQL: email_candidates, email_changes and email_reclassify decide,
-email_triggers does it.
+the queue's state is in SQL: sql/warehouse/email_decisions.sql decides and
+sql/postgres/email_triggers.sql does it.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections import Counter
-from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING
 
 import dataframely as dy
 import orjson
@@ -19,7 +20,7 @@ import polars as pl
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.mail import rules, templates, warnings
+from etl.mail import decisions, rules, templates, warnings
 from etl.mail.rules import NO_EPISODE_DATE, PAYLOAD_VERSION, Rule
 from etl.options import Options
 from etl.plumbing import queries
@@ -29,24 +30,19 @@ from etl.settings import Settings
 from etl.user_segments import UserSegment
 
 if TYPE_CHECKING:
-    from etl.result import Outcome, SyncResult
+    from collections.abc import Callable, Iterator, Sequence
+
+    from etl.result import SyncResult
     from etl.warehouse import Spool
 
-# Times that a merge is done anew because another program was faster.
-_ATTEMPTS = 2
+# A mart older than that has the queue read again, with what older visits need.
+_EXPECTED_AGE = dt.timedelta(days=7)
 
-# A hash table may take twice this: 500,000 triggers with their payloads.
-_WORK_MEMORY = "SET LOCAL work_mem = '64MB'"
-
-# How many mails wait is what the planner's statistics of the queue know least of.
-_NESTED_LOOPS = "SET LOCAL enable_nestloop = {}"
-
-_LIMITS = {
-    "template": pl.String,
-    "max_age": pl.Float64,
-    "cooldown": pl.Float64,
-    "renamed_from": pl.String,
-}
+# What stands for it in a JSON string, as Postgres writes it.
+_ESCAPES = (
+    ['"', "\\", *map(chr, range(32))],
+    ['\\"', "\\\\", *(json.dumps(chr(code))[1:-1] for code in range(32))],
+)
 
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
@@ -97,8 +93,12 @@ def sync(
 
 
 def load(run: Run) -> None:
-    """Read, check, stage what calls for a mail, decide, merge; `execute` commits."""
+    """Read, check, decide, stage what changes, merge; `execute` commits."""
     rules.check(EmailCandidate.columns().keys() - {"user_id", "built_at"})
+    oldest = run.job.started_at - _EXPECTED_AGE
+    decisions.prepare(run.postgres, run.settings, oldest, shard=run.job.shard)
+    templates.keep_history(run)
+    mails = decisions.read_mails(run.postgres, run.folder / "mails")  # while the mart is read
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
@@ -106,21 +106,20 @@ def load(run: Run) -> None:
         return _without_future_visits(rows, run.job.started_at)
 
     mart = run.read(EmailCandidate, reshape)
+    queue = mails.result()
+    if run.as_of < oldest:  # --force, or a guard that allows it
+        decisions.prepare(run.postgres, run.settings, run.as_of, shard=run.job.shard)
+        queue = decisions.read_mails(run.postgres, run.folder / "mails").result()
     # By the query's columns and not by its rows, of which a shard may have none with a visit.
     no_visits = sorted(rules.visits() - run.columns)
-    one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
-    triggers = (transform(rows.with_columns(one_episode), run.as_of) for rows in mart.frames())
-    postgres.execute(run.postgres, _WORK_MEMORY)
-    run.copy("rules", warehouse.to_batches([pl.DataFrame(rules.limits(), schema=_LIMITS)]))
-    templates.keep_history(run)
-    run.copy("triggers", warehouse.to_batches(triggers))
     if no_visits:
         _compare_visits(run, no_visits)
     templates.update(run.postgres, run.settings)
-    run.count(_merge(run, mart))
-    warnings.look(run, users, no_visits)
+    counts, totals = _merge(run, partial(_triggers, run, mart, no_visits), queue)
+    run.count(counts)
+    warnings.look(run, users, no_visits, totals.cancelled())
     if run.options.dry_run:
-        run.add_outcomes(cast("list[Outcome]", postgres.query(run.postgres, "email_outcomes")))
+        run.add_outcomes(totals.outcomes())
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
@@ -136,10 +135,10 @@ def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
         is known and fresh; the others tell the merge that the user is still in the segment),
         expires_at datetime UTC (when the occasion is old news).
     """
-    return pl.concat([_triggers(mart, rule, as_of) for rule in rules.RULES]).sort("user_id")
+    return pl.concat([_of_rule(mart, rule, as_of) for rule in rules.RULES]).sort("user_id")
 
 
-def _triggers(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame:
+def _of_rule(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame:
     episode = pl.col(rule.episode)
     return mart.filter(pl.col("segment") == rule.segment).select(
         "user_id",
@@ -153,16 +152,32 @@ def _triggers(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFram
 
 
 def _payload(rule: Rule) -> pl.Expr:
-    """The mail's own data as JSON: no more of a person than the template needs."""
-    # Cents stay exact as text; as a float they would not.
-    money = pl.col("lifetime_value").cast(pl.String)
-    first, last = (
-        pl.col(name).replace(NO_EPISODE_DATE, None).dt.to_string("iso:strict")
-        for name in ("first_seen_at", "last_seen_at")
-    )
-    known = {"lifetime_value": money, "first_seen_at": first, "last_seen_at": last}
-    fields = [known.get(name, pl.col(name)).alias(name) for name in rule.payload]
-    return pl.struct(pl.lit(PAYLOAD_VERSION).alias("version"), *fields).struct.json_encode()
+    """The mail's own data as JSON: no more of a person than the template needs.
+
+    Written as Postgres writes a jsonb, so that equal payloads are equal texts.
+    """
+    values = {name: _json(name) for name in rule.payload}
+    values["version"] = pl.lit(str(PAYLOAD_VERSION))
+    parts: list[pl.Expr] = []
+    for name in sorted(values, key=lambda name: (len(name.encode()), name)):
+        parts += [pl.lit(f', "{name}": ' if parts else f'{{"{name}": '), values[name]]
+    return pl.concat_str(*parts, pl.lit("}"))
+
+
+def _json(name: str) -> pl.Expr:
+    """A column's values as JSON."""
+    column = pl.col(name)
+    dtype = EmailCandidate.columns()[name].dtype
+    if dtype == pl.String:
+        text = pl.format('"{}"', column.str.replace_many(*_ESCAPES))
+    elif isinstance(dtype, pl.Datetime):
+        moment = column.replace(NO_EPISODE_DATE, None).dt.to_string("iso:strict")
+        text = pl.format('"{}"', moment)
+    elif isinstance(dtype, pl.Decimal):  # cents stay exact as text; as a float they would not
+        text = pl.format('"{}"', column.cast(pl.String))
+    else:
+        text = column.cast(pl.String)
+    return text.fill_null("null")
 
 
 def _without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
@@ -189,53 +204,58 @@ def _compare_visits(run: Run, no_visits: list[str]) -> None:
     run.metrics.visits_queued = queue["visits_queued"]
 
 
-def _merge(run: Run, mart: Spool) -> dict[str, int]:
+def _triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Stream what decisions need of the mart: one row for each of its users."""
+    one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
+    for rows in mart.frames():
+        calling = transform(rows.with_columns(one_episode), run.as_of)
+        others = rows.filter(~pl.col("segment").is_in(list(rules.templates()))).select("user_id")
+        users = pl.concat([calling, others], how="diagonal")
+        yield decisions.with_hash(users).with_columns(rejected=False)
+    for users in run.rejected.frames():
+        unknown = users.unique().with_columns(rejected=True)
+        yield pl.concat([decisions.with_hash(calling.clear()), unknown], how="diagonal")
+
+
+def _merge(
+    run: Run, triggers: Callable[[], Iterator[pl.DataFrame]], queue: Spool
+) -> tuple[dict[str, int], decisions.Totals]:
     """Decide and merge; again where another program has just queued a mail for the same user."""
-    for _ in range(_ATTEMPTS):
-        _decide(run, mart)
+    for plain_insert in (True, False):
+        totals = _stage(run, triggers(), queue)
         try:
             with run.savepoint():
-                return run.merge(_MERGE, *run.job.shard)
+                return _write(run, totals, plain_insert=plain_insert), totals
         except SyncError as error:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
+        queue = decisions.read_mails(run.postgres, run.folder / "mails").result()
     # Only a mail that is to be pending again can meet another: those wait for a later run.
-    _decide(run, mart)
+    totals = _stage(run, triggers(), queue)
     postgres.execute(run.postgres, queries.load("postgres", "email_without_revivals"))
-    return run.merge(_MERGE, *run.job.shard)
+    return _write(run, totals, plain_insert=False), totals
 
 
-def _decide(run: Run, mart: Spool) -> None:
-    """Stage what is to change in the queue as it is now."""
-    gap, holdout = run.settings.email_min_gap_hours, run.settings.email_holdout
-    _create_temp_from(run, "candidates", gap, NO_EPISODE_DATE, holdout)
-    postgres.execute(run.postgres, _NESTED_LOOPS.format("off"))
-    _create_temp_from(run, "changes", run.as_of, *run.job.shard, NO_EPISODE_DATE)
-    postgres.execute(run.postgres, _NESTED_LOOPS.format("on"))
-    _reclassify(run, mart)
+def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decisions.Totals:
+    """Decide; stage what is to change in the queue as it was read."""
+    totals = decisions.Totals()
+    unsubscribed = decisions.read_unsubscribed(run.postgres, run.folder / "unsubscribed").result()
+
+    def changes(decided: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        for rows in decided:
+            totals.add(rows)
+            yield decisions.to_stage(rows)
+
+    with decisions.decide(
+        warehouse.to_batches(triggers), queue, unsubscribed, run.as_of, run.settings.email_holdout
+    ) as decided:
+        run.copy("decisions", warehouse.to_batches(changes(decided)))
+    return totals
 
 
-def _create_temp_from(run: Run, table: str, *parameters: Any) -> None:
-    """Stage what sql/postgres/email_<table>.sql finds, with statistics for whoever reads it."""
-    postgres.execute(run.postgres, f'DROP TABLE IF EXISTS pg_temp."{table}"')
-    postgres.execute(run.postgres, queries.load("postgres", f"email_{table}"), *parameters)
-    postgres.execute(run.postgres, f'ANALYZE pg_temp."{table}"')
-
-
-def _reclassify(run: Run, mart: Spool) -> None:
-    """Tell who left their segment, or has a bad row, from who left the mart."""
-    gone = postgres.query(run.postgres, "email_without_trigger")
-    if not gone:
-        return
-    users = pl.DataFrame(gone, schema={"user_id": pl.String})
-    rejected = (rows.with_columns(rejected=True) for rows in run.rejected.frames())
-    present = (
-        users.join(rows, on="user_id", how="semi").with_columns(rejected=False)
-        for rows in mart.frames()
-    )
-    postgres.execute(run.postgres, 'DROP TABLE IF EXISTS pg_temp."known"')
-    run.copy("known", warehouse.to_batches(chain(present, rejected)))
-    postgres.execute(run.postgres, queries.load("postgres", "email_reclassify"))
+def _write(run: Run, totals: decisions.Totals, *, plain_insert: bool) -> dict[str, int]:
+    names = ("due", "is_candidate", "is_suppressed", "is_without_episode")
+    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names), plain_insert)
 
 
 if __name__ == "__main__":

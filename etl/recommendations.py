@@ -17,6 +17,7 @@ from etl.options import Options
 from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import USER_ID_RULES
+from etl.run.keys import write_keys
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,26 +81,8 @@ def load(run: Run) -> None:
 
     recommendations = run.read(Recommendation, reshape, key=["user_id"])
     run.count({"below_threshold": below})
-    run.expect_keys(recommendations.rows, TTL_SECONDS)
-    run.check_guards()
     batches = (batch for rows in recommendations.frames() for batch in to_key_values(rows))
-    with cache.connect(run.settings) as client:
-        if not run.options.dry_run:
-            run.count({"written": 0})
-        cache.require_writable(client, run.settings)
-        if run.options.dry_run:
-            run.count(cache.compare(client, batches, run.settings))
-        else:
-            _write(run, client, batches, recommendations.rows)
-
-
-def _write(run: Run, client: cache.Client, batches: Iterator[Batch], keys: int) -> None:
-    """Write the keys, then read back a sample of them."""
-    sample: list[str] = []
-    batches = cache.sampled(batches, keys, cache.SAMPLE_KEYS, sample)
-    for written in cache.write(client, batches, keys, TTL_SECONDS, run.settings):
-        run.count({"written": written})
-    cache.read_back(client, sample, run.settings)
+    write_keys(run, batches, recommendations.rows, TTL_SECONDS)
 
 
 def transform(mart: pl.DataFrame, *, min_score: float = MIN_SCORE) -> pl.DataFrame:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-# What a result counts: every sync, and some syncs beside.
+from etl.syncs import BY_NAME
+
+# What the result of every sync counts; see `etl.syncs` for what some count beside.
 COMMON_COUNTS = ("extracted", "rejected", "inserted", "updated", "unchanged", "deleted")
-EXTRA_COUNTS = {
-    "email_triggers": ("cancelled", "suppressed", "held_back", "unmapped"),
-    "recommendations": ("written", "below_threshold"),
-}
 
 
 def count_names(sync: str) -> tuple[str, ...]:
     """The names of what a sync counts, in the order of telling."""
-    return (*COMMON_COUNTS, *EXTRA_COUNTS.get(sync, ()))
+    return (*COMMON_COUNTS, *(BY_NAME[sync].counts if sync in BY_NAME else ()))
 
 
 class Outcome(TypedDict):

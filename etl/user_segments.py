@@ -34,6 +34,7 @@ _MERGE = postgres.Merge(
     "user_segments",
     TABLE,
     frozenset({"inserted", "updated", "changed_segment"}),
+    altered="user_segments_altered",
 )
 _MIRROR = postgres.Merge("user_segments_mirror", TABLE, frozenset({"deleted"}))
 

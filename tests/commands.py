@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import ROOT, other_marts, segments
+from conftest import ROOT, other_marts, own_handlers, segments
 from fixture_types import Etl, Mart, Select
 
 from etl import cli
@@ -53,9 +51,6 @@ Touched = Callable[[], tuple[int, int, int, int]]
 @pytest.fixture
 def etl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Etl]:
     """`python -m etl <arguments>`, or `python -m etl.<only>`, without a process of its own."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    logger = logging.getLogger("etl")
-    before = (logger.handlers, logger.level, logger.propagate)
 
     def run(*arguments: str, only: str | None = None) -> Ended:
         monkeypatch.setattr(sys, "argv", ["etl", *arguments])
@@ -66,10 +61,8 @@ def etl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         assert isinstance(code, int)
         return Ended(code, *capsys.readouterr())
 
-    yield run
-    logger.handlers, logger.level, logger.propagate = before
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with own_handlers():
+        yield run
 
 
 @pytest.fixture
@@ -85,7 +78,7 @@ def touched(select: Select, keys: redis.Redis) -> Touched:
     def touched() -> tuple[int, int, int, int]:
         tables = ("crm.user_segments", "crm.email_queue", "etl.sync_runs")
         segment_rows, mails, runs = (count(select, table) for table in tables)
-        return segment_rows, mails, int(keys.dbsize()), runs
+        return segment_rows, mails, len(keys.keys("reco:*")), runs
 
     return touched
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from conftest import command, results, segments
+from conftest import command, process, results, segments
 from destinations import execute, stuck
 from fixture_types import Mart, Select
 from pace import HANG, within
 
 from etl import user_segments
-from etl.cli.flags import SYNCS
 from etl.errors import SyncError
+from etl.syncs import SYNCS
 
 GOOD = "('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"
 BAD = "('a', NULL, 1, 0, 0), ('b', 'regular', 1, 0, 0)"
@@ -160,6 +160,7 @@ def test_settings_that_make_no_sense_are_told(inbox: Inbox) -> None:
     assert "etl: settings: REDIS_PORT: 'x' is not a whole number" in inbox.messages[0]["message"]
 
 
+@pytest.mark.few(1)  # each waits 5 s for a server that says nothing
 @pytest.mark.parametrize("between", [" ", "\n", ",", ", "])
 def test_several_are_told_and_one_that_does_not_listen_keeps_none_from_it(
     between: str, mart: Mart, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
@@ -223,7 +224,7 @@ def test_a_missing_apprise_is_named_in_one_line_and_nothing_else_changes(
     mart(segments(BAD))
     (tmp_path / "sitecustomize.py").write_text(HIDES_APPRISE)
 
-    finished = command("etl.user_segments", LOG_FORMAT="text", PYTHONPATH=str(tmp_path))
+    finished = process("etl.user_segments", LOG_FORMAT="text", PYTHONPATH=str(tmp_path))
 
     assert finished.returncode == 3
     (line,) = [line for line in finished.stderr.splitlines() if "alert" in line]

@@ -21,6 +21,7 @@ from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import Cancelled, SyncError
 from etl.postgres import in_thread
 from etl.settings import Settings
+from etl.warehouse import file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +117,23 @@ def test_a_run_that_reads_its_mart_is_cancelled_between_two_parts(
 
     assert [row["status"] for row in select(STATUS)] == ["cancelled"]
     assert select("SELECT FROM crm.user_segments") == []
+
+
+def test_a_run_whose_mart_takes_long_to_compute_is_cancelled_at_once(mart: Mart) -> None:
+    mart(
+        segments("('a', 'regular', 1, 0, 0)").replace("mart_user_segments", "made"),
+        """
+        CREATE VIEW mart_user_segments AS
+        SELECT made.* REPLACE (at_last AS user_id)
+        FROM made, (SELECT max(hash(range))::VARCHAR AS at_last FROM range(1000000000000))
+        """,
+    )
+    run = in_thread(user_segments.sync)
+    assert soon(file._OPEN_LOCK.locked, HANG)
+
+    assert etl.cancel() == 1
+    with within(2):
+        assert isinstance(run.exception(HANG), Cancelled)
 
 
 def test_without_a_run_nothing_is_cancelled(mart: Mart) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from commands import Touched, count
-from conftest import command, segments
+from conftest import process, segments
 from fixture_types import Etl, Mart, Select
 
 from etl import email_triggers, recommendations, user_segments
-from etl.cli.flags import SYNCS, Flags
+from etl.cli.flags import Flags
 from etl.errors import UsageError
+from etl.syncs import SYNCS
 
 # Wrong usage: exit 2, one line, and nothing has been run
 
@@ -112,7 +113,7 @@ def test_a_word_with_a_line_break_is_told_on_one_line(etl: Etl) -> None:
 
 
 def test_wrong_usage_in_a_process_of_its_own(marts: None, touched: Touched) -> None:
-    finished = command("etl", "--dry-run=flase")
+    finished = process("etl", "--dry-run=flase")
 
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == (
@@ -186,7 +187,7 @@ def test_shard_and_force_reach_the_sync(etl: Etl, marts: None, select: Select) -
 
 
 def test_help_explains_every_flag_in_80_columns_and_imports_nothing_heavy() -> None:
-    finished = command("etl", "--help", PYTHONPROFILEIMPORTTIME="1", COLUMNS="200")
+    finished = process("etl", "--help", PYTHONPROFILEIMPORTTIME="1", COLUMNS="200")
 
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert finished.returncode == 0
@@ -228,7 +229,7 @@ def test_help_wins_over_everything_else(etl: Etl, marts: None, select: Select) -
     ],
 )
 def test_every_module_is_a_command(module: str, did: list[str], marts: None) -> None:
-    finished = command(module, "--json")
+    finished = process(module, "--json")
 
     assert finished.returncode == 0
     assert [json.loads(line)["sync"] for line in finished.stdout.splitlines()] == did

@@ -16,12 +16,12 @@ from typing import IO
 
 import pytest
 from commands import Touched, start
-from conftest import ROOT, segments
+from conftest import ROOT, process, results, segments
 from fixture_types import Etl, Mart
 from pace import HANG
 
 from etl import user_segments
-from etl.cli.flags import SYNCS
+from etl.syncs import SYNCS
 
 # JSON
 
@@ -261,12 +261,38 @@ def test_a_defect_is_one_line_as_well(
 
 @pytest.mark.every_sync
 def test_a_reader_who_has_gone_does_not_stop_the_syncs(marts: None, touched: Touched) -> None:
-    process = start("etl", "--json")
-    assert process.stdout is not None
-    process.stdout.close()
+    running = start("etl", "--json")
+    assert running.stdout is not None
+    running.stdout.close()
 
-    assert process.wait(HANG) == 0
+    assert running.wait(HANG) == 0
     assert touched() == (3, 1, 2, len(SYNCS))
+
+
+def test_an_output_that_cannot_be_written_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "etl", "--help"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("etl: stdout: No space left on device; python -m etl.status")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_what_an_encoding_does_not_have_is_escaped(mart: Mart) -> None:
+    mart(segments("('a', 'régulier 日', 1, 0, 0)"))
+
+    ended = process("etl.email_triggers", "--dry-run", "--json", PYTHONIOENCODING="ascii")
+
+    assert ended.returncode == 0, ended.stderr
+    assert results(ended)[0]["unmapped_segments"] == {"régulier 日": 1}
+    assert "\\u65e5" in ended.stdout
 
 
 # Helpers
@@ -282,7 +308,7 @@ def _on_a_terminal(module: str) -> tuple[int, str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=ROOT,
         env={**clean, "TERM": "dumb"},
@@ -292,7 +318,7 @@ def _on_a_terminal(module: str) -> tuple[int, str]:
     os.close(theirs)
     with open(ours, "rb", buffering=0) as terminal:
         screen = _everything(terminal)
-    return process.wait(HANG), screen.decode().replace("\r\n", "\n")
+    return running.wait(HANG), screen.decode().replace("\r\n", "\n")
 
 
 def _everything(terminal: IO[bytes]) -> bytes:

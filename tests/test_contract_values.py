@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
-from conftest import command
+from conftest import process
 from fixture_types import Mart, Select
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -303,7 +303,7 @@ def test_a_mail_knows_the_moment_in_utc(mart: Mart, select: Select) -> None:
         f" TIMESTAMP '{seen:%Y-%m-%d %H:%M:%S}' AS last_seen_at"
     )
 
-    run = command("etl.email_triggers", TZ="America/New_York", PGTZ="Asia/Tokyo")
+    run = process("etl.email_triggers", TZ="America/New_York", PGTZ="Asia/Tokyo")
 
     assert run.returncode == 0
     assert select("SELECT episode_at FROM crm.email_queue") == [{"episode_at": seen}]

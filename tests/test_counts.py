@@ -59,6 +59,56 @@ def test_a_user_that_a_trigger_drops_fails_the_run(
     assert (last_run(select)["status"], last_run(select)["error"]) == ("failed", said)
 
 
+STAMP = (
+    "CREATE FUNCTION crm.stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NEW; END $$"
+)
+ALTERED = {
+    "another type rounds": [
+        "ALTER TABLE crm.user_segments ALTER lifetime_value TYPE numeric(9, 0)"
+    ],
+    "a trigger changes": [
+        STAMP.format("NEW.segment := upper(NEW.segment);"),
+        "CREATE TRIGGER stamp BEFORE INSERT OR UPDATE ON crm.user_segments FOR EACH ROW"
+        " EXECUTE FUNCTION crm.stamp()",
+    ],
+    "a trigger takes out again": [
+        STAMP.format("DELETE FROM crm.user_segments WHERE user_id = 'b';"),
+        "CREATE TRIGGER stamp AFTER INSERT ON crm.user_segments EXECUTE FUNCTION crm.stamp()",
+    ],
+    "a view hides": [
+        "ALTER TABLE crm.user_segments RENAME TO users",
+        "CREATE VIEW crm.user_segments AS SELECT * FROM crm.users WHERE user_id = 'a'",
+    ],
+}
+
+
+@pytest.mark.parametrize("cause", ALTERED)
+def test_users_who_are_there_otherwise_than_written_fail_the_run(
+    mart: Mart, select: Select, cause: str
+) -> None:
+    """They would be written again at every run, or be missing for ever."""
+    execute(*ALTERED[cause])
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 9.5)"))
+
+    said = failure(user_segments.sync)
+
+    assert "rows are not there as they were written, so all was rolled back" in said
+    assert said.endswith("trigger stamp (function crm.stamp)" if "trigger" in cause else "none")
+    assert not select("SELECT FROM crm.user_segments")
+
+
+def test_a_trigger_that_keeps_the_users_as_they_are_is_let_be(mart: Mart, select: Select) -> None:
+    execute(
+        STAMP.format("NEW.synced_at := clock_timestamp();"),
+        "CREATE TRIGGER stamp BEFORE INSERT OR UPDATE ON crm.user_segments FOR EACH ROW"
+        " EXECUTE FUNCTION crm.stamp()",
+    )
+    mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 9.5)"))
+
+    assert user_segments.sync()["inserted"] == 2
+    assert user_segments.sync()["unchanged"] == 2
+
+
 @pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
 def test_a_dry_run_tells_it_too(mart: Mart, event: str) -> None:
     mart(segments("('known', 'regular', 1, 0, 0)"))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from conftest import ROOT, segments
 from fixture_types import Mart, Select
 
@@ -22,28 +23,36 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sync_is_added_as_its_page_says(environment: Path, mart: Mart, tmp_path: Path) -> None:
+def test_syncs_are_added_as_their_page_says(
+    environment: Path, mart: Mart, keys: redis.Redis, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     not_ours = (".git", ".venv*", ".demo", ".hypothesis", ".*_cache", "__pycache__", "data", "dist")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*not_ours))
-    # Under a name that nobody takes who tries the page out: this runs in that tree as well.
-    page = (ROOT / "docs" / "adding-a-sync.md").read_text().replace("user_homes", "page_homes")
+    # Under names that nobody takes who tries the page out: this runs in that tree as well.
+    page = (ROOT / "docs" / "adding-a-sync.md").read_text()
+    for name in ("destination_stats", "destination_cards"):
+        page = page.replace(name, name.replace("destination", "in_the_docs"))
     for file, kind, block in steps(page):
         write(copy / file, kind, block)
     mart(
-        "CREATE TABLE mart_page_homes AS SELECT 'a' AS user_id, 'ios' AS primary_platform,"
-        " 'pt' AS primary_country, now() AS segmented_at"
+        "CREATE TABLE mart_in_the_docs_stats AS SELECT 'Miami' AS destination,"
+        " DATE '2026-05-01' AS month, 7 AS searches, 12.5 AS revenue, now() AS segmented_at"
     )
 
     run(copy, "pytest", "-m", "every_sync", "tests")
-    run(copy, "pytest", "tests/test_page_homes.py")
+    run(copy, "pytest", "tests/test_in_the_docs_stats.py")
     run(copy, "ruff", "check")
     run(copy, "ruff", "format", "--check")
     run(copy, "mypy")
+    run(copy, "sqlfluff", "lint", "--quiet", "sql")
     run(copy, "etl.init_db")
-    assert "1 inserted" in run(copy, "etl.page_homes", "--dry-run")
-    assert "1 inserted" in run(copy, "etl.page_homes")
-    assert "page_homes" in run(copy, "etl.status")
+    assert "1 inserted" in run(copy, "etl.in_the_docs_stats", "--dry-run", "--delete-missing")
+    assert "1 inserted" in run(copy, "etl.in_the_docs_stats", "--delete-missing")
+    assert "1 inserted" in run(copy, "etl.in_the_docs_cards", "--dry-run")
+    assert "1 written" in run(copy, "etl.in_the_docs_cards")
+    assert keys.get("card:Miami|2026-05-01") == b'{"searches":7}'
+    assert "in_the_docs_cards" in run(copy, "etl.status")
 
 
 def test_a_partitioned_table_is_synced_like_any_other(
@@ -83,9 +92,9 @@ def test_every_make_target_that_is_named_is_there(page: Path) -> None:
 
 def steps(page: str) -> list[tuple[str, str, str]]:
     """File, language and text of each step that has them."""
-    step = r"^## \d\. .*?`([^`]+)`\n.*?```(\w+)\n(.*?)```"
+    step = r"^## \d+\. .*?`([^`]+)`\n.*?```(\w+)\n(.*?)```"
     found = re.findall(step, page, re.MULTILINE | re.DOTALL)
-    assert len(found) == 8
+    assert len(found) == 13
     return found
 
 

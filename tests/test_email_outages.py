@@ -68,12 +68,17 @@ def test_claims_that_fail_in_a_loop_burn_one_attempt(environment: Path, select: 
 # Beside other programs
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("deed", ["insert", "revive", "claim"])
+@pytest.mark.parametrize(
+    ("deed", "step"),
+    [
+        ("insert", 5),
+        *(pytest.param(deed, 1, marks=pytest.mark.slow) for deed in ("insert", "revive", "claim")),
+    ],
+)
 def test_another_program_at_any_statement_ends_no_run(
-    deed: str, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+    deed: str, step: int, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each statement of a run in turn, until there are no more."""
+    """Before each statement of a run in turn, or every fifth, until there are no more."""
     at, statements = 0, 1
     while at < statements:
         execute("TRUNCATE crm.email_queue, etl.sync_runs")
@@ -92,7 +97,7 @@ def test_another_program_at_any_statement_ends_no_run(
         mails = [mail for mail in queue(select) if mail.endswith(("pending", "processing"))]
         users = [mail.split()[0] for mail in mails]
         assert len(users) == len(set(users)), mails
-        at += 1
+        at += step
     assert statements > 10
 
 

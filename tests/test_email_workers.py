@@ -489,9 +489,9 @@ def slow_down_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*parts: str) -> str:
         sql = load(*parts)
         if parts == ("postgres", "email_triggers"):
-            sleeping = "FROM (SELECT *, pg_sleep(1) FROM pg_temp.changes) AS c"
-            assert "FROM pg_temp.changes AS c" in sql
-            return sql.replace("FROM pg_temp.changes AS c", sleeping)
+            sleeping = "FROM (SELECT *, pg_sleep(1) FROM pg_temp.decisions) AS d"
+            assert "FROM pg_temp.decisions AS d" in sql
+            return sql.replace("FROM pg_temp.decisions AS d", sleeping)
         return sql
 
     monkeypatch.setattr(queries, "load", slow)

@@ -7,9 +7,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from conftest import ROOT, segments
 from destinations import stuck
@@ -18,6 +20,7 @@ from fixture_types import Mart, Select
 from etl import user_segments
 from etl.errors import SyncError
 from etl.run.context import Run
+from etl.warehouse import errors
 
 
 @pytest.fixture
@@ -111,3 +114,47 @@ def test_a_full_disk_is_told_with_the_folder_that_is_full(mart: Mart, select: Se
     assert finished.returncode == 1
     assert f"temporary folder {tempfile.gettempdir()}: File too large; make room" in finished.stderr
     assert not select("SELECT FROM crm.user_segments")
+
+
+def test_a_folder_that_spills_over_is_told_as_such(mart: Mart, environment: Path) -> None:
+    mart("CREATE TABLE big AS SELECT repeat(md5(n::VARCHAR), 9) AS x FROM range(100_000) AS r(n)")
+    limits: Any = {"memory_limit": "10MB", "threads": 1, "max_temp_directory_size": "500kB"}
+
+    with (
+        duckdb.connect(environment, read_only=True, config=limits) as connection,
+        pytest.raises(duckdb.OutOfMemoryException) as raised,
+    ):
+        connection.sql("FROM big ORDER BY x").fetchall()
+
+    assert "room in the temporary folder (TMPDIR)" in str(
+        errors.to_sync_error(raised.value, environment, "")
+    )
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: os.truncate(path, 100)])
+def test_what_was_spoilt_in_the_folder_is_told(
+    mart: Mart, parent: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    user_segments.sync()
+    stage: Callable[..., Any] = Run.stage
+
+    def spoilt(run: Run, table: str, rows: Any, target: Any) -> None:
+        spoil(target.path)
+        stage(run, table, rows, target)
+
+    monkeypatch.setattr(Run, "stage", spoilt)
+
+    with pytest.raises(SyncError) as raised:
+        user_segments.sync()
+
+    assert str(raised.value).startswith(f"temporary folder {parent}: ")
+    assert str(raised.value).endswith("; see who changes what is in it, and run again")
+
+
+def test_a_folder_that_cannot_be_made_is_told(mart: Mart, parent: Path) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    parent.rmdir()
+
+    with pytest.raises(SyncError, match="temporary folder: No such file or directory; let TMPDIR"):
+        user_segments.sync()

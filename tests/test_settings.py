@@ -17,9 +17,9 @@ from fixture_types import Mart, Select
 from demo import sample
 from demo.embedded import Servers
 from etl import cache, postgres, recommendations, user_segments
-from etl.cli.flags import SYNCS
 from etl.errors import SyncError, UsageError
 from etl.settings import Settings
+from etl.syncs import SYNCS
 
 # Every character that some way of writing a connection down would choke on.
 PASSWORDS = [

@@ -17,10 +17,10 @@ from fixture_types import Mart, Select
 from etl import email_triggers, postgres, user_segments
 from etl.cli.advice import next_command
 from etl.cli.arguments import parse
-from etl.cli.flags import SYNCS
 from etl.errors import AlreadyRunning, Refused, UsageError
 from etl.settings import Settings
 from etl.status import TREND, Flags, page, status
+from etl.syncs import SYNCS
 
 NOW = dt.datetime.now(dt.UTC)
 

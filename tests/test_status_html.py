@@ -12,9 +12,9 @@ from browser import Page, chromium
 from conftest import command
 from destinations import execute
 
-from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.status import html
+from etl.syncs import SYNCS
 
 HOSTILE = "<script>console.error(1)</script><img src=//example.com/x>" + "a_long_word" * 20
 
@@ -25,6 +25,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "screen",
     [(390, "light"), (390, "dark"), (840, "light"), (1600, "light"), (1600, "dark")],

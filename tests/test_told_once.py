@@ -8,7 +8,7 @@ import pytest
 from conftest import command, segments
 from fixture_types import Mart
 
-from etl.cli.flags import SYNCS
+from etl.syncs import SYNCS
 
 # What is wrong, and the words of it.
 FAILING: dict[str, tuple[dict[str, str], str]] = {

@@ -117,6 +117,30 @@ def test_a_function_of_an_untrusted_owner_is_not_called(servers: Servers, mallor
         as_superuser(servers, "ALTER FUNCTION etl.shard_of OWNER TO airflow")
 
 
+@pytest.mark.parametrize(
+    "call", ["EXECUTE FUNCTION lair.run()", "WHEN (lair.is_due()) EXECUTE FUNCTION crm.stamp()"]
+)
+def test_a_trigger_that_calls_what_an_untrusted_owner_made_is_not_run(
+    call: str, servers: Servers, mallory: None
+) -> None:
+    """Who has the right TRIGGER on a table, as GRANT ALL gives it, can make one."""
+    as_superuser(
+        servers,
+        "CREATE FUNCTION crm.stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "ALTER FUNCTION lair.run() OWNER TO mallory",
+        "GRANT USAGE ON SCHEMA crm TO mallory",
+        "GRANT ALL ON crm.user_segments TO mallory",
+        "SET ROLE mallory",
+        "CREATE FUNCTION lair.is_due() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_catalog.nextval('lair.called'); RETURN true; END $$",
+        f"CREATE TRIGGER t AFTER INSERT ON crm.user_segments FOR EACH ROW {call}",
+        "RESET ROLE",
+    )
+
+    for program in PROGRAMS:
+        assert _refusal(program).startswith("trigger t on crm.user_segments: owned by mallory")
+
+
 def test_a_partition_of_an_untrusted_owner_is_not_touched(servers: Servers, mallory: None) -> None:
     as_superuser(
         servers,

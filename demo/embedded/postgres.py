@@ -24,6 +24,7 @@ _INITDB = [
     "--auth-local=reject",
     "--auth-host=scram-sha-256",
 ]
+_FAST = ["--no-sync", "--set=scram_iterations=1"]  # a random password needs no slow hash
 _ROLES = """ALTER ROLE postgres PASSWORD '{password}';
 CREATE ROLE airflow LOGIN PASSWORD '{password}';
 CREATE DATABASE searchflow OWNER airflow;
@@ -45,7 +46,7 @@ def create_cluster(data: Path, programs: Path, account: Account, *, durable: boo
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o700)
     hand_over(draft, account)
-    options = _INITDB if durable else [*_INITDB, "--no-sync"]
+    options = _INITDB if durable else [*_INITDB, *_FAST]
     run([str(programs / "initdb"), "-D", str(draft), *options], account)
     password = secrets.token_hex(16)
     single = [str(programs / "postgres"), "--single", "-D", str(draft), "--exit_on_error=on"]

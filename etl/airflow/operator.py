@@ -9,9 +9,9 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from etl.airflow.connections import POSTGRES_CONN_ID, REDIS_CONN_ID, settings
-from etl.cli.flags import SYNCS
 from etl.errors import FORCE, Cancelled, SyncError
 from etl.plumbing import cancellation
+from etl.syncs import BY_NAME, SYNCS, that_take
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,10 +29,10 @@ class SyncOperator(BaseOperator):  # type: ignore[misc]
     once, and the ledger says `cancelled`.
 
     Args:
-        sync: user_segments, email_triggers or recommendations.
+        sync: one of those of `etl.syncs`, such as user_segments.
         dry_run: do all of it, then roll back.
         force: go past the guards.
-        delete_missing: of user_segments: also delete the users who left the mart.
+        delete_missing: also delete the rows whose key left the mart, where the sync can.
         wait: seconds to wait for another run of this sync before giving up.
         shard: (i, n) loads shard i of n alone.
         postgres_conn_id: this Connection is used if it exists, else the environment.
@@ -63,8 +63,9 @@ class SyncOperator(BaseOperator):  # type: ignore[misc]
         super().__init__(**kwargs)
         if sync not in SYNCS:
             raise ValueError(f"unknown sync {sync!r}; it can be {', '.join(SYNCS)}")
-        if delete_missing is not False and sync != "user_segments":
-            raise ValueError(f"delete_missing is for user_segments, not for {sync}")
+        if delete_missing is not False and "delete_missing" not in BY_NAME[sync].flags:
+            able = " and ".join(that_take("delete_missing"))
+            raise ValueError(f"delete_missing is for {able}, not for {sync}")
         self.sync = sync
         self.dry_run = dry_run
         self.force = force

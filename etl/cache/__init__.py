@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from etl.cache.errors import problem, to_sync_error
 from etl.cache.exchange import ask
 from etl.cache.lookup import Lookup
 from etl.cache.server import connect, require_writable
+from etl.cache.survey import POLICY, Memory, kind, memory, write_error
 from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter
 from etl.plumbing import cancellation, log
@@ -24,15 +24,21 @@ if TYPE_CHECKING:
     from etl.settings import Settings
 
 __all__ = [
+    "BATCH_KEYS",
+    "SAMPLE_KEYS",
     "Batch",
     "Client",
+    "Memory",
     "compare",
     "connect",
+    "kind",
+    "memory",
     "read_back",
     "require_writable",
     "sampled",
     "to_sync_error",
     "write",
+    "write_error",
 ]
 
 # 100 kB on the wire: a server stays responsive, and a lost batch is cheap to send again.
@@ -40,12 +46,6 @@ BATCH_KEYS = 1_000
 
 # Keys that are read back at the end: where one in a hundred is gone, the sample shows it.
 SAMPLE_KEYS = 1_000
-
-# The policies that there are, for what a server says instead may be anything.
-_POLICY = re.compile(
-    rb"^maxmemory_policy:(noeviction|(?:allkeys|volatile)-(?:lru|lfu|lrm|random|ttl))\r?$",
-    re.MULTILINE,
-)
 
 
 def write(
@@ -140,6 +140,6 @@ def _fate(connection: Any) -> str:
         (info,) = ask(connection, ("INFO", "memory"))
     except redis.RedisError:
         info = None
-    found = _POLICY.search(info) if isinstance(info, bytes) else None
+    found = POLICY.search(info) if isinstance(info, bytes) else None
     policy = f" (maxmemory_policy {found[1].decode()})" if found else ""
     return f"they were evicted{policy}, have expired or were deleted"

@@ -16,6 +16,7 @@ from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
 from etl.settings import env_secrets
+from etl.syncs import BY_NAME, SYNCS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ def main(only: str | None = None) -> NoReturn:
 def exit_with(work: Callable[[], int]) -> NoReturn:
     """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
     signals.install_exiting()
+    report.escape_unencodable()
     try:
         code = work()
     except SyncError as error:
@@ -68,7 +70,7 @@ def _run(wanted: Flags) -> int:
 
     try:
         with progress.shown(json=wanted.json):
-            for name in flags.SYNCS if wanted.sync == "all" else (wanted.sync,):
+            for name in SYNCS if wanted.sync == "all" else (wanted.sync,):
                 add(*_run_one(name, wanted, results))
                 signals.check()
     except Cancelled as stop:
@@ -91,17 +93,13 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
 
     module = importlib.import_module(f"etl.{name}")
     signals.install_raising()
-    segments = [result for result in before if result["sync"] == "user_segments"]
-    if name == "email_triggers" and segments and segments[0]["status"] != "ok":
-        return record_skipped(name, _not_run(segments[0]), dry_run=wanted.dry_run), 3
-    options = {key: getattr(wanted, key) for key in ("dry_run", "force", "wait")}
-    options["shard"] = flags.shard_of(wanted)
-    if wanted.delete_missing:
-        options["delete_missing"] = True
-    if wanted.show:
-        options["show"] = wanted.show
-    if name == "email_triggers":
-        options["name_users"] = True  # to whoever asked at this command line
+    for result in before:
+        if result["sync"] == BY_NAME[name].after and result["status"] != "ok":
+            return record_skipped(name, _not_run(result), dry_run=wanted.dry_run), 3
+    # Users are named to whoever asked at this command line.
+    given = {**vars(wanted), "shard": flags.shard_of(wanted), "name_users": True}
+    taken = ("dry_run", "force", "wait", "shard", *BY_NAME[name].flags)
+    options = {flag: given[flag] for flag in taken}
     try:
         return module.sync(**options), 0
     except SyncError as error:
@@ -114,11 +112,11 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
 
 
 def _not_run(before: SyncResult) -> str:
-    """Why no mails are queued after a user_segments that did not go through."""
+    """Why a sync is not run after one that did not go through."""
     verb = "was refused" if before["status"] == "refused" else before["status"]
     # What is wrong, without the advice that its own line gives.
     problem = re.split(r"; |\. ", before.get("error", "no reason is known"))[0]
-    return f"not run, because user_segments {verb}: {problem}"
+    return f"not run, because {before['sync']} {verb}: {problem}"
 
 
 def _print_error(message: str, code: int) -> int:

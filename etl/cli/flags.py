@@ -9,12 +9,10 @@ from etl.cli import arguments
 from etl.cli.arguments import flag
 from etl.errors import UsageError
 from etl.options import Options
+from etl.syncs import BY_NAME, SYNCS, that_take
 
-SYNCS = (
-    "user_segments",
-    "email_triggers",
-    "recommendations",
-)
+# Flags that some syncs take.
+_SOME = ("delete_missing", "show")
 
 _ABOUT = (
     "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
@@ -38,7 +36,10 @@ class Flags:
     )
     force: bool = flag(False, "", "go past the guards; the ledger remembers it")
     delete_missing: bool = flag(
-        False, "", "with user_segments: also delete the users who left the mart"
+        False,
+        "",
+        f"with {' or '.join(that_take('delete_missing'))}: also delete the rows whose key left the"
+        " mart",
     )
     wait: float = flag(
         0, "SECONDS", "how long to wait for another run of the same sync before giving up (0)"
@@ -75,12 +76,11 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
     flags = flags if only is None else replace(flags, sync=only)
     if flags.sync not in ("all", *SYNCS):
         raise UsageError(f"unknown sync {flags.sync!r}; it can be all, {', '.join(SYNCS)}")
-    if flags.delete_missing and flags.sync != "user_segments":
-        raise UsageError(
-            "--delete-missing works with user_segments alone; add --sync user_segments"
-        )
-    if flags.show and flags.sync != "user_segments":
-        raise UsageError("--show works with user_segments alone; add --sync user_segments")
+    for name in _SOME:
+        able = that_take(name)
+        if getattr(flags, name) and flags.sync not in able:
+            one = f"{arguments.dashed(name)} works with {' or '.join(able)} alone"
+            raise UsageError(f"{one}; add --sync {able[0]}")
     # It checks them.
     Options(flags.dry_run, wait=flags.wait, shard=shard_of(flags), show=flags.show)
     return flags
@@ -110,4 +110,4 @@ def _hidden(only: str | None) -> set[str]:
     """The flags that `python -m etl.<only>` does not take."""
     if only is None:
         return set()
-    return {"sync"} if only == "user_segments" else {"sync", "delete_missing", "show"}
+    return {"sync", *(name for name in _SOME if name not in BY_NAME[only].flags)}

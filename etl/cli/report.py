@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import shutil
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from etl.errors import SyncError
 from etl.plumbing import redact
 from etl.plumbing.redact import escaped, quote_value
+from etl.result import count_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +36,9 @@ _WORDS = {
     "below_threshold": "below the score threshold",
     "rejected": "rejected",
 }
+
+# Counts that other lines of the page tell.
+_UNTOLD = {"extracted", "unmapped"}
 
 _CHANGES = {"insert": "inserted", "update": "updated", "delete": "deleted"}
 
@@ -66,17 +74,40 @@ def outcome(result: SyncResult) -> str:
     """What an ok run did, in one phrase: `12 inserted, 3 updated`."""
     if result["status"] != "ok":
         return ""
-    counts = {words: result.get(name) for name, words in _WORDS.items()}
+    names = [*_WORDS, *(name for name in count_names(result["sync"]) if name not in _UNTOLD)]
+    told = {name: _WORDS.get(name, name.replace("_", " ")) for name in names}
+    counts = {words: result.get(name) for name, words in told.items()}
     return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
 
 
 def write(text: str) -> None:
-    """Print on stdout; a reader who has gone (`| head`) does not stop the syncs."""
+    """Print on stdout; a reader who has gone (`| head`) does not stop the syncs.
+
+    Raises:
+        SyncError: it cannot be written to.
+    """
+    if sys.stdout is None:  # closed
+        return
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = f"{error.strerror}; python -m etl.status shows which syncs are done"
+            raise SyncError(f"stdout: {reason}") from error
+
+
+def escape_unencodable() -> None:
+    r"""Let stdout write as \uXXXX what its encoding does not have, as JSON does."""
+
+    def escape(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("etl_escape", escape)
+        sys.stdout.reconfigure(errors="etl_escape")
 
 
 def _page(results: Sequence[SyncResult], reasons: bool) -> str:

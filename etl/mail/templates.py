@@ -32,7 +32,7 @@ def update(connection: Connection, settings: Settings) -> list[str]:
 
 
 def keep_history(run: Run) -> None:
-    """Give mails of a former template its new name; staged before: rules.
+    """Give mails of a former template its new name; `decisions.prepare` told the rules before.
 
     Raises:
         Refused: a template seems to be renamed and no rule says so, hence everybody would be

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from etl import postgres
 from etl.mail import rules
 from etl.plumbing.redact import quote_value
 from etl.run import guards
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from etl.run import Run
 
@@ -23,13 +22,16 @@ if TYPE_CHECKING:
 _NAMED, _NAMED_IN_WARNING, _CHARACTERS = 20, 5, 40
 
 
-def look(run: Run, users: Counter[str], no_visits: Collection[str]) -> None:
+def look(
+    run: Run, users: Counter[str], no_visits: Collection[str], cancelled: Mapping[str, int]
+) -> None:
     """Count the users without a template, and warn of what a sound mart rarely does.
 
     Args:
         run: merged, but not committed.
         users: of the accepted rows, by segment.
         no_visits: the visit columns that the mart does not have.
+        cancelled: waiting mails of each template that are to be cancelled.
     """
     unmapped = [(name, n) for name, n in users.most_common() if name not in rules.templates()]
     run.counts["unmapped"] = sum(n for _, n in unmapped)
@@ -37,7 +39,7 @@ def look(run: Run, users: Counter[str], no_visits: Collection[str]) -> None:
     found = {
         "mails.first": _first_mails(run),
         "episode.defaulted": _no_visits(run, users, no_visits),
-        "segments.lost": _lost(run, users, unmapped),
+        "segments.lost": _lost(run, users, unmapped, cancelled),
     }
     run.warnings = {event: text for event, text in found.items() if text}
 
@@ -60,12 +62,15 @@ def _no_visits(run: Run, users: Counter[str], no_visits: Collection[str]) -> str
     )
 
 
-def _lost(run: Run, users: Counter[str], unmapped: Sequence[tuple[str, int]]) -> str | None:
+def _lost(
+    run: Run,
+    users: Counter[str],
+    unmapped: Sequence[tuple[str, int]],
+    mails: Mapping[str, int],
+) -> str | None:
     """Name the segments that have no user, though mails of their templates wait."""
     if rules.templates().keys() <= users.keys():
         return None
-    cancels = postgres.query(run.postgres, "email_cancels")
-    mails = {row["template"]: row["mails"] for row in cancels}
     where = f"shard {run.job.shard} of the mart" if run.options.shard else "the mart"
     lost = [
         f"segment {segment} has no user in {where}, and the {mails[template]:,} waiting mails of"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from etl.errors import Cancelled
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
 # How often a wait looks for a cancel, in seconds.
@@ -26,6 +26,7 @@ class _Cancel:
         self.thread = threading.get_ident()
         self.asked = threading.Event()
         self.by: signal.Signals | str = ""
+        self.interrupts: list[Callable[[], None]] = []
 
 
 _running: set[_Cancel] = set()
@@ -57,6 +58,7 @@ def ask(by: signal.Signals | str) -> set[int]:
     for run in running:
         run.by = by
         run.asked.set()
+        threading.Thread(target=_interrupt, args=[run], daemon=True).start()
     return {run.thread for run in running}
 
 
@@ -82,6 +84,27 @@ def cancellable() -> Iterator[None]:
     finally:
         _running.discard(run)
         _current.set(None)
+
+
+@contextmanager
+def interrupting(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Have a cancel call `interrupt`, for the length of a block whose calls do not look for one."""
+    run = _current.get()
+    interrupts = [] if run is None else run.interrupts
+    interrupts.append(interrupt)
+    try:
+        yield
+    finally:
+        interrupts.remove(interrupt)
+
+
+def _interrupt(run: _Cancel) -> None:
+    """Interrupt again and again: one that comes just before its statement is lost."""
+    while run in _running:
+        for interrupt in list(run.interrupts):
+            with suppress(Exception):  # it may just have been closed
+                interrupt()
+        time.sleep(_LOOK)
 
 
 def check() -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from etl.errors import SyncError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,9 +25,17 @@ _SECONDS = 60
 
 @contextmanager
 def temporary() -> Iterator[Path]:
-    """Make a folder of mode 0700 in TMPDIR for the length of a block."""
-    _remove_abandoned()
-    new = Path(tempfile.mkdtemp(prefix=_NEW))
+    """Make a folder of mode 0700 in TMPDIR for the length of a block.
+
+    Raises:
+        SyncError: no folder can be made there.
+    """
+    try:
+        _remove_abandoned()
+        new = Path(tempfile.mkdtemp(prefix=_NEW))
+    except OSError as error:
+        reason = f"{os.strerror(error.errno or 0)}; let TMPDIR be a folder that can be written to"
+        raise SyncError(f"temporary folder: {reason}") from error
     # The lock tells the next run that this process lives, because the kernel frees it with the
     # process. The folder gets its name when it is locked.
     with _locked(new):

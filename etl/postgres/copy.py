@@ -123,7 +123,7 @@ def _copy(
 def _storable(schema: pa.Schema) -> pa.Schema:
     """Integers up to 2 ** 64 as decimals: the driver would make negative bigints of the largest."""
     for index, field in enumerate(schema):
-        if field.type == pa.uint64():
+        if field.type == "uint64":
             schema = schema.set(index, field.with_type(pa.decimal128(20)))
     return schema
 

@@ -28,12 +28,14 @@ class Merge:
         counts: all that it returns, beside `unwritten`: how many staged rows no RETURNING answered.
         recount: the statement which tells how many of these nobody else is the reason for; none
             where another session cannot be one.
+        altered: the statement which counts the staged rows that the table holds otherwise.
     """
 
     name: str
     table: str
     counts: frozenset[str]
     recount: str | None = None
+    altered: str | None = None
 
 
 def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, int]:
@@ -49,6 +51,8 @@ def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, in
     if (unwritten := counts.pop("unwritten")) and what.recount:
         unwritten = query(connection, what.recount)[0]["rows"]
     refuse_unwritten(connection, what.table, unwritten)
+    if what.altered:
+        _refuse_altered(connection, what.table, query(connection, what.altered)[0]["rows"])
     log.event("merge.done", merge=what.name, seconds=round(time.perf_counter() - begun, 3))
     return counts
 
@@ -81,11 +85,25 @@ def refuse_unwritten(connection: Connection, table: str, rows: int) -> None:
         )
 
 
+def _refuse_altered(connection: Connection, table: str, rows: int) -> None:
+    """End a run whose rows are not what the target made of them."""
+    if rows:
+        triggers = _triggers_and_rules(connection, table) or "none"
+        raise SyncError(
+            f"{table}: {rows:,} rows are not there as they were written, so all was rolled back;"
+            " compare its columns with sql/postgres/schema.sql, and see what its triggers and"
+            f" rules do: {triggers}"
+        )
+
+
 def _suspects(connection: Connection, table: str) -> str:
-    found = [row["name"] for row in query(connection, "droppers", table)]
-    if not found:
-        return "the table has no trigger or rule that drops rows; run again"
-    return f"the likely cause is on the table: {', '.join(found)}; mend it or disable it"
+    if found := _triggers_and_rules(connection, table):
+        return f"the likely cause is on the table: {found}; mend it or disable it"
+    return "the table has no trigger or rule that drops rows; run again"
+
+
+def _triggers_and_rules(connection: Connection, table: str) -> str:
+    return ", ".join(row["name"] for row in query(connection, "droppers", table))
 
 
 def _check_names(what: Merge, counts: dict[str, Any]) -> None:

@@ -133,6 +133,7 @@ def _attempt(attempts: list[Run], load: Callable[[Run], None]) -> None:
             run.warnings, run.unmapped = done.warnings, done.unmapped
             return
         load(run)
+        run.check_counts()
         run.check_guards()
         _commit(run)
 
@@ -181,7 +182,7 @@ def _ledger(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if run.job.needs_postgres or isinstance(error, AlreadyRunning):
+        if run.job.needs_postgres or isinstance(error, AlreadyRunning | ledger.LostCountError):
             raise
         reason = str(failure.to_sync_error(error, run.settings))
         log.warning("ledger.unreachable", reason=reason)

@@ -124,18 +124,23 @@ class Run:
             )
             valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
             spool = warehouse.write(warehouse.to_batches(valid), self.folder / "mart", key)
-        self.columns, self.rejected = mart.columns, rejected.spool
-        rejects = self.rejects = validator.rejects()
+        self.rejected = rejected.spool
+        self.take_over(mart, validator)
         log.event("mart.read", rows=validator.rows, seconds=_since(begun))
-        if rejects.total:
-            log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
+        if self.rejects and self.rejects.total:
+            log.warning("rows.rejected", rows=self.rejects.total, **self.rejects.reasons)
+        return spool
+
+    def take_over(self, mart: warehouse.Mart, validator: contract.Validator) -> None:
+        """Keep what a mart that was read through said of itself: for the result and the guards."""
+        rejects = validator.rejects()
+        self.columns, self.rejects = mart.columns, rejects
         self.counts.update(extracted=validator.rows, rejected=rejects.total, deleted=0)
         # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(validator.rows, validator.built_at)
         self.metrics.mart_rows, self.metrics.built_at = whole.rows, whole.built_at
         self.metrics.previous_mart_rows = self.previous.mart_rows if self.previous else None
         self.metrics.extracted, self.metrics.rejected = validator.rows, rejects.total
-        return spool
 
     def read_target(self, table: str, schema: type[dy.Schema]) -> Call[Spool] | None:
         """Start reading what the target holds, by sql/postgres/<sync>_current.sql.
@@ -199,16 +204,36 @@ class Run:
         """Take over what a merge counted: into the result, the guards' figures, or both.
 
         Raises:
-            SyncError: neither knows a count by that name, which would switch off a guard.
+            SyncError: neither knows a count by that name, which would be lost or switch off a
+                guard.
         """
         for name, count in counts.items():
             in_result, in_metrics = name in count_names(self.job.sync), hasattr(self.metrics, name)
             if not (in_result or in_metrics):
-                raise SyncError(f"{self.job.sync}: nobody knows what to do with the count {name}")
+                raise SyncError(
+                    f"{self.job.sync}: the count {name} is not declared; add it to `counts` of the"
+                    " sync's line in etl/syncs.py"
+                )
             if in_result:
                 self.counts[name] = count
             if in_metrics:
                 setattr(self.metrics, name, count)
+
+    def check_counts(self) -> None:
+        """See that the sync counted all that its result tells.
+
+        Raises:
+            SyncError: it did not, and a result without a count looks as if nothing was done.
+        """
+        due = set(count_names(self.job.sync))
+        if "written" in due:  # keys are written, or in a dry run compared
+            compared = {"inserted", "updated", "unchanged"}
+            due -= {"written"} if self.options.dry_run else compared
+        if missing := sorted(due - self.counts.keys()):
+            raise SyncError(
+                f"{self.job.sync}: nothing was counted as {', '.join(missing)}; let its load() hand"
+                " what the merge or the writer returns to run.count()"
+            )
 
     def add_outcomes(self, outcomes: Iterable[Outcome]) -> None:
         """Keep what a dry run says would become of the mails.

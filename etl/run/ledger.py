@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from etl import __version__, postgres, warehouse
-from etl.errors import AlreadyRunning
+from etl.errors import AlreadyRunning, SyncError
 from etl.plumbing import cancellation, log
 from etl.postgres import sessions, trust
+from etl.result import count_names
 from etl.run.job import PreviousRun
 from etl.settings import hidden
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
+
+
+class LostCountError(SyncError):
+    """The ledger has no column for a count, or does not write it."""
 
 
 def begin(run: Run) -> None:
@@ -46,12 +51,12 @@ def begin(run: Run) -> None:
             run.postgres.commit()
             lock(run)
         run.finishing = False
-    run.previous = last_ok_run(run)
+    run.previous = last_ok_run(run.postgres, run.job.sync)
 
 
-def last_ok_run(run: Run) -> PreviousRun | None:
-    """Return what the last ok run of this sync saw; None: there was none."""
-    rows = postgres.query(run.postgres, "last_ok_run", run.job.sync)
+def last_ok_run(connection: Connection, sync: str) -> PreviousRun | None:
+    """Return what the last ok run of a sync saw; None: there was none."""
+    rows = postgres.query(connection, "last_ok_run", sync)
     if not rows:
         return None
     (last,) = rows
@@ -73,9 +78,9 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         False where the row says `ok` already: that came with the data and stays.
 
     Raises:
-        SyncError: something on the table dropped the row.
+        SyncError: something on the table dropped the row, or a count of it (`LostCountError`).
     """
-    job = run.job
+    job, counts = run.job, {name: run.counts.get(name) for name in count_names(run.job.sync)}
     finished = None if status == "running" else dt.datetime.now(dt.UTC)
     row = {
         "run_id": job.run_id,
@@ -87,7 +92,7 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         "finished_at": finished,
         "mart_rows": run.metrics.mart_rows,
         "mart_built_at": run.metrics.built_at,
-        **run.counts,
+        **counts,
         "seconds": finished and (finished - job.started_at).total_seconds(),
         "forced": job.options.force,
         "warning": "; ".join(run.warnings.values()) or None,
@@ -97,7 +102,13 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
         # An environment may hold half characters, which JSON cannot.
         "started_by": hidden(_started_by()).encode(errors="backslashreplace").decode(),
     }
-    if postgres.write(connection, "etl.sync_runs", "record_run", orjson.dumps(row).decode()):
+    as_json = [orjson.dumps(each).decode() for each in (row, counts)]
+    if rows := postgres.write(connection, "etl.sync_runs", "record_run", *as_json):
+        if lost := rows[0]["lost"]:
+            raise LostCountError(
+                f"etl.sync_runs does not keep the count {lost}; run python -m etl.init_db (a count"
+                " of your own: schema.sql, record_run.sql and status_runs.sql must have it)"
+            )
         return True
     # Asked apart: record_run may just have waited for the commit that made the row ok.
     (is_ok,) = postgres.query(connection, "is_ok", job.run_id, job.sync, job.shard[0])
@@ -129,7 +140,7 @@ def lock(run: Run) -> None:
     waiting = False
     while holder := _try_lock(run):
         if time.monotonic() >= deadline:
-            raise AlreadyRunning(f"{run.job.sync} is already running: {holder}")
+            raise AlreadyRunning(_running(run.job.sync, holder))
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
@@ -141,15 +152,25 @@ def _try_lock(run: Run) -> str | None:
     name = f"etl.{run.job.sync}", *(run.options.shard or (None, None))
     (row,) = postgres.query(run.postgres, "lock", *name)
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
-    holder = _lock_owner(run, *name)
+    holder = _lock_owner(run.postgres, *name)
     if row["held"] and holder is None:
         return None
     run.postgres.rollback()
     return holder or "it has just ended; run again"
 
 
-def _lock_owner(run: Run, name: str, index: int | None, of: int | None) -> str | None:
-    owners = postgres.query(run.postgres, "lock_owner", name, index, of)
+def running(connection: Connection, sync: str) -> str | None:
+    """Say who runs a sync just now, without trying its lock; None: nobody."""
+    holder = _lock_owner(connection, f"etl.{sync}", None, None)
+    return holder and _running(sync, holder)
+
+
+def _running(sync: str, holder: str) -> str:
+    return f"{sync} is already running: {holder}"
+
+
+def _lock_owner(connection: Connection, name: str, index: int | None, of: int | None) -> str | None:
+    owners = postgres.query(connection, "lock_owner", name, index, of)
     if not owners:
         return None
     who, end = sessions.described(owners[0]), sessions.ending(owners[0])

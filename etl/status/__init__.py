@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 import orjson
 
 from etl.cli import arguments
-from etl.cli.flags import SYNCS
 from etl.errors import UsageError
 from etl.plumbing import failure
 from etl.plumbing.redact import as_json, each_text, escaped
-from etl.result import COMMON_COUNTS, EXTRA_COUNTS
+from etl.result import COMMON_COUNTS
 from etl.settings import Settings, hidden
 from etl.status.problems import problem
+from etl.syncs import BY_NAME, SYNCS
 
 # Runs that the trend looks back on.
 TREND = 12
@@ -27,7 +27,7 @@ HTML_RUNS = 30
 OVERDUE_HOURS = 24.0
 
 # What the trend tells of a run.
-_COUNTS = (*COMMON_COUNTS, *(name for names in EXTRA_COUNTS.values() for name in names))
+_COUNTS = (*COMMON_COUNTS, *(name for sync in BY_NAME.values() for name in sync.counts))
 _IN_TREND = ("started_at", "status", "seconds", *_COUNTS)
 
 _ABOUT = (

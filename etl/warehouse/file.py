@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from etl.errors import SyncError
-from etl.plumbing import log, queries
+from etl.plumbing import cancellation, log, queries
 from etl.plumbing.retry import retry
 from etl.warehouse.errors import NOT_DUCKDB, WarehouseLocked, to_sync_error
 
@@ -33,6 +33,7 @@ _MAGIC = b"DUCK"  # after an eight-byte checksum
 
 # What a writer that was killed leaves beside the file; DuckDB reads it as part of the file.
 _LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
+LOG_MEANS = "read as part of the warehouse, also where it belongs to another copy"
 
 
 @contextmanager
@@ -55,7 +56,8 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
     )
     try:
         _tell_of_logs(path)
-        yield connection
+        with cancellation.interrupting(connection.interrupt):
+            yield connection
     finally:
         connection.close()
         _OPEN_LOCK.release()
@@ -103,28 +105,32 @@ def _without_comma(folder: Path, spill: Path) -> str:
 
 
 def _tell_of_logs(path: Path) -> None:
-    for file in (path.with_name(path.name + end) for end in _LOGS):
-        if file.is_file() and file.stat().st_size:
-            log.warning(
-                "warehouse.wal",
-                file=str(file),
-                meaning="read as part of the warehouse, also where it belongs to another copy",
-            )
+    for file in logs_beside(path):
+        log.warning("warehouse.wal", file=str(file), meaning=LOG_MEANS)
 
 
-def in_memory(spill: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    """Open a database in memory, for rows whose order does not matter.
+def logs_beside(path: Path) -> list[Path]:
+    """Return the files beside the warehouse that DuckDB reads as part of it."""
+    logs = (path.with_name(path.name + end) for end in _LOGS)
+    return [file for file in logs if file.is_file() and file.stat().st_size]
+
+
+@contextmanager
+def in_memory(spill: Path, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Have a database in memory, for rows whose order does not matter.
 
     Args:
         spill: a folder for what does not fit into memory.
         memory: how many bytes do.
     """
     config: dict[str, Any] = {"temp_directory": str(spill), "memory_limit": f"{memory}B"}
-    connection = duckdb.connect(
-        config={**config, "preserve_insertion_order": False, **_NO_EXTENSIONS}
-    )
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
+    config |= {"preserve_insertion_order": False, **_NO_EXTENSIONS}
+    with (
+        duckdb.connect(config=config) as connection,
+        cancellation.interrupting(connection.interrupt),
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
 
 
 def _check(path: Path) -> None:

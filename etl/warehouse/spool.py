@@ -14,24 +14,25 @@ from functools import reduce
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 from duckdb import ColumnExpression, DuckDBPyRelation
 
 from etl.errors import SyncError
 from etl.plumbing import queries
-from etl.warehouse import file
+from etl.warehouse import errors, file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-# Rows of a batch: 3 MB as Arrow, of which checking and reshaping make several times that. Half
-# of it would save 40 MB of memory, and checking would take a third longer.
+# Rows of a batch of up to six columns: 3 MB as Arrow, of which checking and reshaping make several
+# times that. Half of it would save 40 MB of memory, and checking would take a third longer.
 BATCH_ROWS = 65_536
 
-_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+_OF_DISKS = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 # A hash join of ten million rows with ten million works in this; each further one takes more.
 _JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 200_000_000, 10, 20_000_000
@@ -168,7 +169,7 @@ def _anti_join(
 ) -> Iterator[pa.RecordBatchReader]:
     total = rows.rows + sum(other.rows for other in others)
     memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
-    with file.in_memory(rows.path.parent, memory) as connection:
+    with _reading(rows.path.parent), file.in_memory(rows.path.parent, memory) as connection:
         like = connection.from_arrow(schema.empty_table())
         types = dict(zip(like.columns, like.types, strict=True))
         casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
@@ -182,5 +183,47 @@ def _anti_join(
             yield reader
 
 
-def _reader(rows: Spool) -> pa.RecordBatchReader:
-    return pa.RecordBatchReader.from_batches(rows.schema, rows.batches())
+@contextmanager
+def joined(
+    query: str, spill: Path, streams: Mapping[str, Batches], variables: Mapping[str, object]
+) -> Iterator[pa.RecordBatchReader]:
+    """Stream what sql/warehouse/<query>.sql makes of streams of rows.
+
+    Joins are made as the query has them: its first table streams by and keeps its order, the
+    others are held in memory or, where they are large, on disk.
+
+    Args:
+        query: the name of the file.
+        spill: a folder for what does not fit into memory.
+        streams: by the names that the query has for them; each can be read once.
+        variables: what getvariable() answers.
+    """
+    with _reading(spill), file.in_memory(spill, _JOIN_BYTES) as connection:
+        connection.execute("SET preserve_insertion_order = true")
+        connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+        for name, value in variables.items():
+            connection.execute(f"SET VARIABLE {name} = $1", [value])
+        for name, rows in streams.items():
+            connection.from_arrow(_reader(rows)).create_view(name)
+        found = connection.sql(queries.load("warehouse", query))
+        with found.to_arrow_reader(batch_rows(len(found.columns))) as reader:
+            yield reader
+
+
+def batch_rows(columns: int, rows: int = BATCH_ROWS) -> int:
+    """Return how many rows of so many columns make a batch: the wider, the fewer."""
+    return rows * 6 // max(6, columns)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        advice = "see who changes what is in it, and run again"
+        raise errors.to_sync_error(error, folder.parent, advice, "temporary folder") from None
+
+
+def _reader(rows: Spool | Batches) -> pa.RecordBatchReader:
+    stream = rows.batches() if isinstance(rows, Spool) else rows
+    return pa.RecordBatchReader.from_batches(rows.schema, stream)

@@ -1,5 +1,5 @@
--- What may drop a row on its way into the table $1 or one of its partitions, in silence: enabled
--- triggers that run before or instead of the write, and rules.
+-- What may drop a row on its way into the table $1 or one of its partitions, or change it there, in
+-- silence: enabled triggers and rules.
 WITH tables AS (
     SELECT $1::regclass::oid AS oid
     UNION
@@ -12,9 +12,6 @@ WHERE
     t.tgrelid IN (SELECT oid FROM tables)
     AND NOT t.tgisinternal
     AND t.tgenabled <> 'D'
-    -- pg_trigger.h: 1 for each row, 2 before, 64 instead of.
-    AND t.tgtype & 1 > 0
-    AND t.tgtype & 66 > 0
 UNION
 SELECT 'rule ' || quote_ident(r.rulename)
 FROM pg_catalog.pg_rewrite AS r

@@ -1,11 +1,13 @@
 -- Give the mails of a former template its new name; one that a worker is changing just now follows at
--- the next run. Staged before: rules.
+-- the next run. The rules were told before, by email_settings.sql.
 UPDATE crm.email_queue AS q
 SET template = f.template
 FROM (
     SELECT o.id, r.template
     FROM crm.email_queue AS o
-    JOIN pg_temp.rules AS r ON r.renamed_from = o.template
+    JOIN jsonb_to_recordset(current_setting('searchflow.rules')::jsonb)
+        AS r (template text, renamed_from text)
+        ON r.renamed_from = o.template
     WHERE
         NOT EXISTS (
             SELECT

@@ -1,9 +1,12 @@
--- Merge into crm.email_queue what email_candidates.sql and email_changes.sql staged, and count
--- what that did. $1 is the shard, $2 of how many.
--- Staged before: triggers, rules, candidates and changes.
+-- Merge into crm.email_queue what was decided (email_decisions.sql in sql/warehouse), and count what
+-- that did. $1 is the shard, $2 of how many; $3 fresh occasions, $4 those of them that are not in the
+-- queue, $5 of these the suppressed ones, $6 occasions whose visit nobody knows; $7: new mails go by
+-- a plain INSERT, which costs less than ON CONFLICT, but ends in a unique violation when another
+-- program has just queued a mail of its own for one of the users.
+-- Staged before: decisions, one row a user for whom something changes.
 --
--- Workers go on meanwhile. A mail they claimed since it was staged is theirs: it stays as it is,
--- and what was to take its place waits for a later run.
+-- Workers go on meanwhile. A mail they claimed since it was read is theirs: it stays as it is, and
+-- what was to take its place waits for a later run.
 --
 -- A status is asked for by array_position, of which the planner has no statistics: those of status
 -- are the oldest just when many mails have come or gone, and a join planned for one row then
@@ -13,10 +16,12 @@ WITH
 -- worker's only when it is locked, the worker is not held up until this transaction ends.
 lockable AS MATERIALIZED (
     SELECT
-        q.id, c.reason, c.is_due, c.without_episode, c.priority, c.payload, c.expires_at
-    FROM pg_temp.changes AS c
-    JOIN crm.email_queue AS q ON q.id = c.id
-    WHERE array_position('{pending}', q.status) > 0
+        q.id, d.reason, d.is_due, d.is_without_episode, d.priority, d.payload, d.waiting_expires_at
+    FROM pg_temp.decisions AS d
+    JOIN crm.email_queue AS q ON q.id = d.waiting_id
+    WHERE
+        (d.reason IS NOT NULL OR d.is_refreshed)
+        AND array_position('{pending}', q.status) > 0
     FOR KEY SHARE OF q SKIP LOCKED
 ),
 
@@ -32,33 +37,39 @@ refreshed AS (
     UPDATE crm.email_queue AS q
     SET
         priority = f.priority,
-        payload = CASE WHEN q.attempts = 0 THEN f.payload ELSE q.payload END,
-        expires_at = f.expires_at,
+        payload = CASE WHEN q.attempts = 0 THEN f.payload::jsonb ELSE q.payload END,
+        expires_at = f.waiting_expires_at,
         updated_at = now()
     FROM lockable AS f
     WHERE q.id = f.id AND array_position('{pending}', q.status) > 0 AND f.reason IS NULL
-    RETURNING q.id, f.is_due, f.without_episode
+    RETURNING q.id, f.is_due, f.is_without_episode
 ),
 
--- A user's waiting mail must be cancelled before the next is queued, or the index email_queue_open
--- objects: reading `cancelled` here sees to the order.
-approved AS MATERIALIZED (
-    SELECT user_id, cancelled_id
-    FROM pg_temp.candidates
+approved AS NOT MATERIALIZED (
+    SELECT *
+    FROM pg_temp.decisions
     WHERE
-        blocked_by IS NULL
+        is_queued
+        -- The user's waiting mail must be cancelled before the next is queued, or the index
+        -- email_queue_open objects: reading `cancelled` here sees to the order.
         AND (waiting_id IS NULL OR waiting_id IN (SELECT id FROM cancelled))
 ),
 
-inserted AS (
+added AS (
     INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
-    SELECT t.user_id, t.template, t.episode_at, t.priority, t.payload::jsonb, t.expires_at
-    FROM approved AS a
-    JOIN pg_temp.triggers AS t ON t.user_id = a.user_id
-    WHERE a.cancelled_id IS NULL
-    -- Another program may have queued a mail of its own for the user a moment ago.
+    SELECT user_id, template, episode_at, priority, payload::jsonb, expires_at
+    FROM approved
+    WHERE $7::boolean AND revived_id IS NULL
+    RETURNING 1
+),
+
+added_beside_others AS (
+    INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at)
+    SELECT user_id, template, episode_at, priority, payload::jsonb, expires_at
+    FROM approved
+    WHERE NOT $7::boolean AND revived_id IS NULL
     ON CONFLICT DO NOTHING
-    RETURNING id
+    RETURNING 1
 ),
 
 -- Recorded, so that what mails do can be measured against those who got none.
@@ -67,11 +78,9 @@ held_out AS (
         user_id, template, episode_at, priority, payload, status, reason, expires_at
     )
     SELECT
-        t.user_id, t.template, t.episode_at, t.priority, t.payload::jsonb, 'cancelled', 'holdout',
-        t.expires_at
-    FROM pg_temp.candidates AS c
-    JOIN pg_temp.triggers AS t ON t.user_id = c.user_id
-    WHERE c.blocked_by = 'holdout' AND c.cancelled_id IS NULL
+        user_id, template, episode_at, priority, payload::jsonb, 'cancelled', 'holdout', expires_at
+    FROM pg_temp.decisions
+    WHERE is_held_out
     ON CONFLICT DO NOTHING
 ),
 
@@ -80,13 +89,14 @@ revived AS (
     SET
         status = 'pending',
         reason = NULL,
-        priority = t.priority,
-        payload = CASE WHEN q.attempts = 0 THEN t.payload::jsonb ELSE q.payload END,
-        expires_at = t.expires_at,
+        priority = d.priority,
+        payload = CASE WHEN q.attempts = 0 THEN d.payload::jsonb ELSE q.payload END,
+        expires_at = d.expires_at,
         updated_at = now()
-    FROM approved AS a
-    JOIN pg_temp.triggers AS t ON t.user_id = a.user_id
-    WHERE q.id = a.cancelled_id AND array_position('{cancelled}', q.status) > 0
+    FROM approved AS d
+    WHERE
+        q.id = d.revived_id
+        AND array_position('{cancelled}', q.status) > 0
     RETURNING q.id
 ),
 
@@ -101,17 +111,17 @@ this_shard AS NOT MATERIALIZED (
 
 totals AS (
     SELECT
-        (SELECT count(*) FROM pg_temp.triggers WHERE due) AS due,
-        (SELECT count(*) FROM pg_temp.triggers WHERE episode_at IS NULL) AS without_episode,
-        (SELECT count(*) FROM pg_temp.candidates) AS candidates,
-        (SELECT count(*) FROM pg_temp.candidates WHERE blocked_by = 'suppressed') AS suppressed,
+        $3::bigint AS due,
+        $4::bigint AS candidates,
+        $5::bigint AS suppressed,
+        $6::bigint AS without_episode,
         (SELECT count(*) FROM lockable) AS lockable,
         (SELECT count(*) FROM approved) AS approved,
-        (SELECT count(*) FROM inserted) AS inserted,
+        (SELECT count(*) FROM added) + (SELECT count(*) FROM added_beside_others) AS inserted,
         (SELECT count(*) FROM revived) AS revived,
         (SELECT count(*) FROM refreshed) AS refreshed,
         (SELECT count(*) FROM refreshed WHERE is_due) AS refreshed_due,
-        (SELECT count(*) FROM refreshed WHERE without_episode) AS refreshed_without_episode,
+        (SELECT count(*) FROM refreshed WHERE is_without_episode) AS refreshed_without_episode,
         (SELECT count(*) FROM cancelled) AS cancelled,
         (SELECT count(*) FROM cancelled WHERE is_due) AS cancelled_due,
         (
@@ -137,8 +147,13 @@ SELECT
     CASE WHEN cancelled_by_mart > 0 THEN (
         SELECT count(*)
         FROM this_shard
-        JOIN pg_temp.rules AS r ON r.template = this_shard.template
-        WHERE this_shard.status = 'pending'
+        WHERE
+            status = 'pending'
+            AND template IN (
+                SELECT told.template
+                FROM jsonb_to_recordset(current_setting('searchflow.rules')::jsonb)
+                    AS told (template text)
+            )
     ) ELSE 0 END AS pending,
     CASE WHEN inserted + revived > 0 THEN (
         -- More than a few is all there is to know.

@@ -1,3 +1,4 @@
--- Have the merge leave cancelled mails as they are. Staged before: candidates.
-UPDATE pg_temp.candidates SET blocked_by = 'open'
-WHERE cancelled_id IS NOT NULL AND blocked_by IS NULL
+-- Have the merge leave cancelled mails as they are. Staged before: decisions.
+UPDATE pg_temp.decisions
+SET is_queued = false, reason = nullif(reason, 'superseded')
+WHERE revived_id IS NOT NULL AND is_queued

@@ -1,6 +1,6 @@
--- Write or rewrite a run's row in the ledger; $1 is the row as JSON. An ok row came with its
--- data and is never rewritten; nothing is returned then. When it began and ended is told by the
--- server's clock, for that of one host may be wrong, and what is newest decides for all.
+-- Write or rewrite a run's row in the ledger; $1 is the row as JSON, $2 the counts in it. An ok row
+-- came with its data and is never rewritten; nothing is returned then. When it began and ended is
+-- told by the server's clock, for that of one host may be wrong, and what is newest decides for all.
 WITH given AS (
     SELECT
         $1::jsonb AS told,
@@ -40,4 +40,8 @@ ON CONFLICT (run_id, sync, shard) DO UPDATE SET
     warning = excluded.warning,
     error = excluded.error
 WHERE r.status <> 'ok'
-RETURNING r.run_id
+RETURNING (
+    SELECT string_agg(c.key, ', ' ORDER BY c.key)
+    FROM jsonb_each($2::jsonb) AS c
+    WHERE to_jsonb(r) -> c.key IS DISTINCT FROM c.value
+) AS lost -- counts that the table has no column for, or that are not set above

@@ -17,6 +17,9 @@ SET search_path = pg_catalog, pg_temp;
 \set roles :jobs ', searchflow_mailer, searchflow_reader'
 \set all :roles ', searchflow_etl_mirror, searchflow_owner'
 
+-- The tables that syncs bring up to their marts, a line each.
+\set targets 'crm.user_segments'
+
 SELECT format('CREATE ROLE %I NOLOGIN', role)
 FROM unnest(string_to_array(:'all', ', ')) AS role
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role)
@@ -33,14 +36,14 @@ GRANT USAGE ON SCHEMA etl TO :jobs;
 
 -- Rows are staged in temporary tables.
 GRANT TEMPORARY ON DATABASE :"DBNAME" TO searchflow_etl;
-GRANT SELECT, INSERT, UPDATE ON crm.user_segments, crm.email_queue, etl.sync_runs TO searchflow_etl;
+GRANT SELECT, INSERT, UPDATE ON :targets, crm.email_queue, etl.sync_runs TO searchflow_etl;
 GRANT SELECT ON crm.email_suppressions, crm.email_allowlist TO searchflow_etl;
 -- Whether a template is paused or capped is not for syncs to change.
 GRANT SELECT, INSERT, UPDATE (cooldown, min_gap) ON crm.email_templates TO searchflow_etl;
 GRANT INSERT ON etl.rejected_rows TO searchflow_etl;
 
 GRANT searchflow_etl TO searchflow_etl_mirror; -- with all it may
-GRANT DELETE ON crm.user_segments TO searchflow_etl_mirror;
+GRANT DELETE ON :targets TO searchflow_etl_mirror;
 
 GRANT SELECT, DELETE ON etl.sync_runs TO searchflow_prune;
 GRANT SELECT (rejected_at), DELETE ON etl.rejected_rows TO searchflow_prune;
@@ -62,7 +65,7 @@ GRANT SELECT (user_id, template), INSERT ON crm.email_suppressions TO searchflow
 GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_mailer;
 GRANT EXECUTE ON FUNCTION crm.record_sent_email TO searchflow_mailer;
 
-GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
+GRANT SELECT ON :targets, crm.email_queue, crm.email_suppressions, crm.email_templates,
     crm.email_allowlist, crm.email_report TO searchflow_reader;
 
 -- What everybody may comes on top of that. Other programs may need it, so it is told, not revoked.

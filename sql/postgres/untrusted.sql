@@ -1,7 +1,8 @@
 -- Find what a run must not touch: our schemas, the tables and functions $1 (a JSON list of names) and
 -- the tables' partitions where the owner is untrusted, because an owner's triggers and functions run
--- with the rights of whoever writes or calls; and tables that inherit from ours, because their rows
--- count as rows of the parent.
+-- with the rights of whoever writes or calls; triggers that call what an untrusted owner made,
+-- because the right TRIGGER is enough to make one; and tables that inherit from ours, because their
+-- rows count as rows of the parent.
 -- Trusted are superusers, the database's owner and its members, the connected role and the roles
 -- whose rights it has (of a superuser: itself alone, since it has everybody's), and the members of
 -- searchflow_owner.
@@ -29,12 +30,31 @@ WITH RECURSIVE tables AS (
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 ),
 
+triggers AS (
+    SELECT DISTINCT
+        'trigger ' || g.tgname || ' on ' || t.name AS name,
+        coalesce(p.proowner, o.oprowner, y.typowner) AS owner
+    FROM tables AS t
+    JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = t.oid
+    -- Its function, and what its WHEN calls.
+    JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_trigger'::regclass AND d.objid = g.oid
+    LEFT JOIN pg_catalog.pg_proc AS p
+        ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid
+    LEFT JOIN pg_catalog.pg_operator AS o
+        ON d.refclassid = 'pg_operator'::regclass AND d.refobjid = o.oid
+    LEFT JOIN pg_catalog.pg_type AS y
+        ON d.refclassid = 'pg_type'::regclass AND d.refobjid = y.oid
+    WHERE NOT g.tgisinternal AND g.tgenabled <> 'D'
+),
+
 found AS (
     SELECT 'schema ' || n.nspname AS name, n.nspowner AS owner, NULL AS parent
     FROM pg_catalog.pg_namespace AS n
     WHERE n.nspname IN ('crm', 'etl')
     UNION ALL
     SELECT t.name, t.owner, t.parent FROM tables AS t
+    UNION ALL
+    SELECT g.name, g.owner, NULL FROM triggers AS g
     UNION ALL
     SELECT 'function ' || n.nspname || '.' || p.proname, p.proowner, NULL
     FROM pg_catalog.pg_proc AS p

@@ -1,0 +1,49 @@
+-- How many staged users crm.user_segments does not hold as they were staged. They are looked for
+-- only where the table is not that of schema.sql: a trigger may change or delete what RETURNING
+-- answered, another type may round it, a view may hide it.
+WITH tables AS (
+    SELECT 'crm.user_segments'::regclass AS oid
+    UNION
+    SELECT relid FROM pg_partition_tree('crm.user_segments'::regclass)
+),
+
+plain_columns AS (
+    SELECT count(*) AS total
+    FROM pg_catalog.pg_attribute AS a
+    JOIN (
+        VALUES
+        ('user_id', 'text'),
+        ('segment', 'text'),
+        ('total_searches', 'bigint'),
+        ('total_conversions', 'bigint'),
+        ('lifetime_value', 'numeric(14,2)')
+    ) AS c (name, type) ON a.attname = c.name AND format_type(a.atttypid, a.atttypmod) = c.type
+    WHERE a.attrelid = 'crm.user_segments'::regclass
+),
+
+is_plain AS (
+    SELECT
+        (SELECT total FROM plain_columns) = 5
+        AND EXISTS (
+            SELECT FROM pg_catalog.pg_class AS c
+            WHERE c.oid = 'crm.user_segments'::regclass AND c.relkind IN ('r', 'p')
+        )
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_trigger AS g
+            JOIN tables AS t ON t.oid = g.tgrelid
+            WHERE NOT g.tgisinternal AND g.tgenabled <> 'D'
+        ) AS yes
+)
+
+SELECT count(*) AS rows
+FROM pg_temp.staging AS s
+WHERE
+    NOT (SELECT p.yes FROM is_plain AS p)
+    AND NOT EXISTS (
+        SELECT FROM crm.user_segments AS t
+        WHERE
+            t.user_id = s.user_id
+            AND (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+            IS NOT DISTINCT FROM
+            (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
+    )
