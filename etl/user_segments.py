@@ -162,6 +162,8 @@ def _merge(run: Run) -> dict[str, int]:
     if merged.pop("remaining"):
         for name, count in _insert(run).items():
             merged[name] += count
+    else:
+        postgres.refuse_altered(run.postgres, _MERGE)
     return merged
 
 

@@ -128,7 +128,8 @@ def test_an_empty_table_is_filled_by_copy_unless_somebody_adds_a_user_meanwhile(
         copy(*arguments)
 
     monkeypatch.setattr(postgres, "copy_to", noted)
-    first, second = user_segments.sync(dry_run=True), None
+    execute("TRUNCATE crm.user_segments")
+    first = user_segments.sync(dry_run=True)
     execute("TRUNCATE crm.user_segments")
     monkeypatch.setattr(postgres, "is_copyable", add_one)
     second = user_segments.sync()
@@ -146,6 +147,7 @@ def test_an_empty_table_is_filled_by_copy_unless_somebody_adds_a_user_meanwhile(
         ("SELECT", True),
         ("INSERT INTO crm.user_segments VALUES ('b', 'new_user', 1, 0, 0)", False),
         ("ALTER TABLE crm.user_segments ALTER total_searches TYPE float8", False),
+        ("ALTER TABLE crm.user_segments ALTER lifetime_value TYPE numeric(9, 0)", False),
         ("ALTER TABLE crm.user_segments ENABLE ROW LEVEL SECURITY", False),
         ("CREATE RULE r AS ON INSERT TO crm.user_segments DO INSTEAD NOTHING", False),
         (
@@ -159,6 +161,7 @@ def test_a_table_that_is_not_empty_and_plain_is_not_filled_by_copy(
     database: Connection, change: str, copyable: bool
 ) -> None:
     schema = user_segments.transform(user_segments.UserSegment.create_empty()).to_arrow().schema
+    postgres.execute(database, "TRUNCATE crm.user_segments")
     postgres.execute(database, change)
 
     assert postgres.is_copyable(database, "crm.user_segments", schema) == copyable

@@ -3,7 +3,14 @@
 from etl.postgres.call import STOP_SECONDS, Call, in_thread
 from etl.postgres.copy import copy_to, copy_to_temp, is_copyable
 from etl.postgres.errors import foreseen
-from etl.postgres.merge import UNIQUE_VIOLATION, Merge, merge, refuse_unwritten, write
+from etl.postgres.merge import (
+    UNIQUE_VIOLATION,
+    Merge,
+    merge,
+    refuse_altered,
+    refuse_unwritten,
+    write,
+)
 from etl.postgres.query import execute, execute_alone, query, savepoint, select, stream
 from etl.postgres.session import Connection, connect, session
 
@@ -23,6 +30,7 @@ __all__ = [
     "is_copyable",
     "merge",
     "query",
+    "refuse_altered",
     "refuse_unwritten",
     "savepoint",
     "select",

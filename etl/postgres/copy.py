@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from contextlib import suppress
 from functools import partial
@@ -38,12 +39,7 @@ class BatchStream(Protocol):
 _BATCHES_AHEAD = 2
 
 # Types of which the driver sends what Postgres keeps.
-_POSTGRES_TYPE = {
-    pa.string().id: "text",
-    pa.large_string().id: "text",
-    pa.int64().id: "int8",
-    pa.decimal128(1).id: "numeric",
-}
+_EXACT_TYPES = {"string": "text", "large_string": "text", "int64": "bigint"}
 
 
 def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows: int = 0) -> None:
@@ -76,7 +72,12 @@ def is_copyable(connection: Connection, table: str, schema: pa.Schema) -> bool:
     taken for its own.
     """
     types = {row["name"]: row["type"] for row in query(connection, "copyable", table)}
-    return all(_POSTGRES_TYPE.get(one.type.id) == types.get(one.name, "") for one in schema)
+    return all(_exact_type(one.type) == types.get(one.name, "") for one in schema)
+
+
+def _exact_type(type_: pa.DataType) -> str | None:
+    decimal = re.fullmatch(r"decimal\d+\((\d+), (\d+)\)", str(type_))
+    return f"numeric({decimal[1]},{decimal[2]})" if decimal else _EXACT_TYPES.get(str(type_))
 
 
 def copy_to(connection: Connection, table: str, batches: BatchStream, rows: int) -> None:

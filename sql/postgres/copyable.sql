@@ -2,10 +2,9 @@
 -- table that never held a row, without triggers, rules or policies. No rows of any other.
 SELECT
     a.attname AS name,
-    t.typname AS type
+    format_type(a.atttypid, a.atttypmod) AS type
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
-JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid AND t.typnamespace = 'pg_catalog'::regnamespace
 WHERE
     c.oid = $1::regclass
     AND c.relkind = 'r'
