@@ -22,6 +22,7 @@ class Options:
     shard: tuple[int, int] | None = None
     name_users: bool = False
     show: int = 0
+    only_user: str | None = None  # for etl.explain, which runs no merge
 
     def __post_init__(self) -> None:
         for name in ("dry_run", "force", "delete_missing", "name_users"):

@@ -32,6 +32,7 @@ __all__ = [
     "compare",
     "connect",
     "kind",
+    "look_up",
     "memory",
     "read_back",
     "require_writable",
@@ -90,6 +91,22 @@ def compare(client: Client, batches: Iterable[Batch], settings: Settings) -> dic
                 outcome = "inserted" if old is None else "unchanged" if old == value else "updated"
                 counts[outcome] += 1
     return counts
+
+
+def look_up(client: Client, key: str, settings: Settings) -> tuple[bytes | None, int | None]:
+    """Return the value of a key, None where there is none, and how many seconds it has left.
+
+    These are -1 where it never expires, and None where this user may not ask (PTTL).
+
+    Raises:
+        SyncError: the server cannot be asked, or shows no values to this user.
+    """
+    if client.reads == "EXISTS":
+        raise problem(settings, "values are refused to this user; allow +mget")
+    with _lookup(client, settings) as lookup:
+        (value,) = lookup.values([key])
+        (left,) = ask(lookup.connection_for(key), ("PTTL", key))
+    return value, max(left // 1000, -1) if isinstance(left, int) else None
 
 
 def sampled(batches: Iterable[Batch], total: int, most: int, keys: list[str]) -> Iterator[Batch]:

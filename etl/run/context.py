@@ -111,8 +111,9 @@ class Run:
         """
         begun, job, key = time.perf_counter(), self.job, key or schema.primary_key()
         keys = schema.create_empty().select(key).to_arrow().schema
+        part = job.options.only_user or job.shard
         begin = partial(
-            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+            warehouse.open_mart, job.sync, schema, job.settings, part, now=job.started_at
         )
         with (
             warehouse.Writer(self.folder / "rejected", keys, key) as rejected,

@@ -44,10 +44,10 @@ class Stats:
 class Mart:
     """A mart whose file is open."""
 
-    relation: duckdb.DuckDBPyRelation  # the rows of the shard at hand, typed, in the key's order
+    relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, typed, in the key's order
     key: Sequence[str]
     columns: frozenset[str]  # of the query, less those that are NULL by its text
-    stats: Stats | None  # of all shards, where only one is read
+    stats: Stats | None  # of the whole mart, where only a part is read
     tables: list[str]  # that the query reads, quoted
     mapped: dict[str, str]  # columns of the mart by names of the contract, where a name may vary
     ordered: bool  # by the key; else no two rows have the same key
@@ -84,7 +84,7 @@ def open_mart(
     name: str,
     contract: type[dy.Schema],
     settings: Settings,
-    shard: tuple[int, int],
+    part: tuple[int, int] | str,
     *,
     spill: Path,
     now: dt.datetime,
@@ -101,7 +101,8 @@ def open_mart(
         name: the sync, hence the query; a file of that name in ETL_SQL_DIR comes first.
         contract: the columns to return; its dtypes choose the casts.
         settings: the warehouse file, MART_SCHEMA and ETL_SQL_DIR.
-        shard: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all.
+        part: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all; a text reads the
+            rows of this key alone.
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key, which order and shards go by; all of them
@@ -126,7 +127,7 @@ def open_mart(
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
             values = types.key_of(rows, contract, key)
-            mine, stats = _shard(rows, contract, keys.expression(values), shard, now)
+            mine, stats = _part(rows, contract, keys.expression(values), part, now)
             ordered = ordered or _has_twins(mine, contract)
             if ordered:  # before the casts, which add a column to most
                 mine = mine.sort(*(value for value, _ in values))
@@ -162,19 +163,22 @@ def _explaining(path: Path, advice: str) -> Iterator[None]:
         raise errors.to_sync_error(error, path, advice) from None
 
 
-def _shard(
+def _part(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
     key: duckdb.Expression,
-    shard: tuple[int, int],
+    part: tuple[int, int] | str,
     now: dt.datetime,
 ) -> tuple[duckdb.DuckDBPyRelation, Stats | None]:
-    """Return the rows of one shard, and what to know of all of them."""
-    index, of = shard
-    if of == 1:
+    """Return the rows of one shard or of one key, and what to know of all of them."""
+    if part == (0, 1):
         return rows, None
-    hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
-    mine = rows.filter(hashed == ConstantExpression(index))
+    if isinstance(part, str):
+        mine = rows.filter(key == ConstantExpression(part))
+    else:
+        index, of = part
+        hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
+        mine = rows.filter(hashed == ConstantExpression(index))
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
 
 

@@ -401,3 +401,6 @@ CREATE TABLE IF NOT EXISTS etl.rejected_rows (
 
 -- makes: etl.rejected_rows_run
 CREATE INDEX IF NOT EXISTS rejected_rows_run ON etl.rejected_rows (run_id);
+
+-- makes: etl.rejected_rows_key
+CREATE INDEX IF NOT EXISTS rejected_rows_key ON etl.rejected_rows (key, rejected_at);
