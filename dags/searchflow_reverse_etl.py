@@ -1,7 +1,8 @@
 """Airflow DAG `searchflow_reverse_etl`: dbt's marts -> Postgres and Redis, every six hours.
 
-The workers need the package (`pip install searchflow_etl-*.whl`). Nothing of it is imported here
-at the top: the scheduler parses this file again and again, and a DAG processor needs no wheel.
+The workers need the package (`pip install searchflow_etl-*.whl`). The scheduler parses this file
+again and again: all of it that is imported here at the top is the list of syncs, which is light. A
+DAG processor needs the wheel only where somebody has added a sync.
 """
 
 from __future__ import annotations
@@ -18,14 +19,21 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-SYNCS = ("user_segments", "email_triggers", "recommendations")
+try:
+    from etl.syncs import BY_NAME
+
+    AFTER = {name: sync.after for name, sync in BY_NAME.items()}
+except ImportError:  # the syncs that the package comes with, each with the one that it waits for
+    AFTER = {"user_segments": None, "email_triggers": "user_segments", "recommendations": None}
+
+SYNCS = tuple(AFTER)
 
 # What a finished run has brought up to date. It is told after all of it, and never by a dry run.
-ASSETS = [
-    Asset("searchflow/crm/user_segments"),
-    Asset("searchflow/crm/email_queue"),
-    Asset("searchflow/reco"),
-]
+ASSETS = {
+    "user_segments": Asset("searchflow/crm/user_segments"),
+    "email_triggers": Asset("searchflow/crm/email_queue"),
+    "recommendations": Asset("searchflow/reco"),
+}
 
 # Three more tries, 1, 2 and 4 minutes apart, outlast a failover. With 30 minutes for each try
 # two syncs one after the other end in less than 5 hours: before the next run is due.
@@ -124,7 +132,7 @@ def report(**context: Any) -> None:
 
 
 @task(
-    outlets=ASSETS,
+    outlets=[ASSETS.get(name) or Asset(f"searchflow/{name}") for name in SYNCS],
     doc_md="Updates the assets, which starts the DAGs that are scheduled on them. Not if dry.",
 )
 def publish(**context: Any) -> None:
@@ -262,24 +270,17 @@ not dry, updates the assets `searchflow/crm/user_segments`, `searchflow/crm/emai
         )
         return operator.expand(shard=every_shard)
 
-    user_segments = mapped(
-        "user_segments",
-        "`mart_user_segments` -> `crm.user_segments`. One transaction a shard: a failed task has "
-        "changed nothing of its shard. Safe to clear and run again.",
-    )
-
-    email_triggers = mapped(
-        "email_triggers",
-        "`mart_user_segments` -> `crm.email_queue`, where mail workers take it up. Waits for all "
-        "of `user_segments`: nobody is mailed on a mart that it could not take over. Never queues "
-        "a mail twice, however often it runs.",
-    )
-
-    recommendations = mapped(
-        "recommendations",
-        "`mart_recommendations` -> Redis `reco:<user_id>`. Keys live 24 hours, so four runs in a "
-        "row must fail before a reader misses one. Safe to clear and run again.",
-    )
-
-    user_segments >> email_triggers
-    [user_segments, email_triggers, recommendations] >> report() >> publish()
+    about = {
+        "user_segments": "`mart_user_segments` -> `crm.user_segments`. One transaction a shard: a"
+        " failed task has changed nothing of its shard. Safe to clear and run again.",
+        "email_triggers": "`mart_user_segments` -> `crm.email_queue`, where mail workers take it"
+        " up. Waits for all of `user_segments`: nobody is mailed on a mart that it could not take"
+        " over. Never queues a mail twice, however often it runs.",
+        "recommendations": "`mart_recommendations` -> Redis `reco:<user_id>`. Keys live 24 hours,"
+        " so four runs in a row must fail before a reader misses one. Safe to clear and run again.",
+    }
+    syncs = {name: mapped(name, about.get(name, f"The sync `etl.{name}`.")) for name in SYNCS}
+    for name, before in AFTER.items():
+        if before:
+            syncs[before] >> syncs[name]
+    [*syncs.values()] >> report() >> publish()

@@ -47,7 +47,11 @@ _ESCAPES = (
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
 _MERGE = postgres.Merge(
-    "email_triggers", "crm.email_queue", frozenset(_RESULT | _GUARDED), "email_unwritten"
+    "email_triggers",
+    "crm.email_queue",
+    frozenset(_RESULT | _GUARDED),
+    recount="email_unwritten",
+    altered="email_altered",
 )
 
 
@@ -107,7 +111,7 @@ def load(run: Run) -> None:
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
         users.update(dict(rows["segment"].value_counts().iter_rows()))
-        return _without_future_visits(rows, run.job.started_at)
+        return without_future_visits(rows, run.job.started_at)
 
     mart = run.read(EmailCandidate, reshape)
     queue = mails.result()
@@ -119,7 +123,7 @@ def load(run: Run) -> None:
     if no_visits:
         _compare_visits(run, no_visits)
     templates.update(run.postgres, run.settings)
-    counts, totals = _merge(run, partial(_triggers, run, mart, no_visits), queue)
+    counts, totals = _merge(run, partial(triggers, run, mart, no_visits), queue)
     run.count(counts)
     warnings.look(run, users, no_visits, totals.cancelled())
     if run.options.dry_run:
@@ -184,7 +188,7 @@ def _json(name: str) -> pl.Expr:
     return text.fill_null("null")
 
 
-def _without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
+def without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
     """Make visits in the future null: they are placeholders such as 9999-12-31, and never old news.
 
     A day is allowed, because visits without a zone may be in local time.
@@ -208,8 +212,14 @@ def _compare_visits(run: Run, no_visits: list[str]) -> None:
     run.metrics.visits_queued = queue["visits_queued"]
 
 
-def _triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Stream what decisions need of the mart: one row for each of its users."""
+def triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Stream what decisions need of the mart: one row for each of its users.
+
+    Args:
+        run: has read the mart.
+        mart: its accepted rows, without visits in the future.
+        no_visits: the visit columns that the mart does not have.
+    """
     one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
     for rows in mart.frames():
         calling = transform(rows.with_columns(one_episode), run.as_of)

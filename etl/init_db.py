@@ -33,10 +33,10 @@ def init_db() -> list[str]:
     settings = Settings.from_environment()
     with postgres.session(settings, "etl.init_db") as connection:
         trust.check(connection, settings)
-        missing = _missing(connection)
+        missing = due_statements(connection)
         if missing:
             _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
-            missing = _missing(connection)
+            missing = due_statements(connection)
             for name, ddl in missing.items():
                 if not _is_index_of_old_table(name, ddl, missing):
                     _within_two_seconds(connection, settings, ddl, name)
@@ -64,7 +64,7 @@ def _build_indices(
     # One at a time, in a transaction beside those of the indices, which can be in none.
     _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
     with postgres.session(settings, "etl.init_db") as builder:
-        for name in due.keys() & _missing(connection).keys():
+        for name in due.keys() & due_statements(connection).keys():
             postgres.execute_alone(builder, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
             postgres.execute_alone(builder, due[name].replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
     connection.commit()
@@ -85,8 +85,8 @@ def _within_two_seconds(
         ) from error
 
 
-def _missing(connection: postgres.Connection) -> dict[str, str]:
-    """The statements to run, by the name of what each makes."""
+def due_statements(connection: postgres.Connection) -> dict[str, str]:
+    """Return the statements of schema.sql that are due, by the name of what each makes."""
     catalog = postgres.select(connection, queries.load("postgres", "catalog"))
     present = {row["name"] for row in catalog}
     missing = {name: ddl for name, ddl in _statements() if name not in present}

@@ -23,6 +23,7 @@ class Options:
     name_users: bool = False
     show: int = 0
     decisions: str | None = None
+    only_user: str | None = None  # for etl.explain, which runs no merge
 
     def __post_init__(self) -> None:
         for name in ("dry_run", "force", "delete_missing", "name_users"):

@@ -116,8 +116,20 @@ class Settings:
         Raises:
             UsageError: naming every variable that does not parse or is out of range.
         """
+        settings, problems = cls.parse(environment)
+        if problems:
+            raise UsageError(f"settings: {'; '.join(problems.values())}")
+        return settings
+
+    @classmethod
+    def parse(cls, environment: Mapping[str, str] = os.environ) -> tuple[Settings, dict[str, str]]:
+        """Read every setting; one that does not parse has its default, and its problem is told.
+
+        Returns:
+            The settings, and by the names of fields what is wrong with their variables.
+        """
         values: dict[str, Any] = {}
-        problems: list[str] = []
+        problems: dict[str, str] = {}
         for setting in _variables():
             try:
                 if text := text_of(setting.name, environment):
@@ -125,14 +137,13 @@ class Settings:
                     limits = setting.metadata.get("min"), setting.metadata.get("max")
                     values[setting.name] = value_of(text, kind, *limits)
             except ValueError as error:
-                problems.append(f"{setting.name.upper()}: {error}")
-        if problems:
-            raise UsageError(hide("settings: " + "; ".join(problems), env_secrets(environment)))
+                problem = f"{setting.name.upper()}: {error}"
+                problems[setting.name] = hide(problem, env_secrets(environment))
         if "postgres_password" not in values and (
             environment.get("PGPASSWORD") or environment.get("PGPASSFILE")
         ):
             values["postgres_password"] = None
-        return cls(**values)
+        return cls(**values), problems
 
     @property
     def secrets(self) -> list[str]:

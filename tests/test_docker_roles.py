@@ -140,6 +140,7 @@ def test_every_sync_and_the_status_run_as_the_login_of_the_stack(stack: Stack) -
         ("etl", "--sync", "all", "--force"),
         ("etl", "--sync", "all"),
         ("etl.status",),
+        ("etl.explain", "user_000001"),
         ("etl.init_db",),  # with nothing to do
     ):
         ran = stack.etl("reverse-etl", *arguments)

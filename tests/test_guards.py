@@ -306,7 +306,7 @@ CASES = {
         _mirror,
         (users(20),),
         (users(17), more(users(10, start=100))),
-        ("deletes: 3 of 20 users of the target would be deleted (GUARD_MAX_DELETE=0.1)",),
+        ("deletes: 3 of 20 rows of the target would be deleted (GUARD_MAX_DELETE=0.1)",),
         (users(18), more(users(10, start=100))),
     ),
     "churn": Case(

@@ -175,6 +175,7 @@ def test_what_is_missing_is_made_alone(database: Connection) -> None:
         "crm.email_queue_due",
         "etl.rejected_rows",
         "etl.rejected_rows_run",
+        "etl.rejected_rows_key",
     ]
     assert init_db() == []
 

@@ -101,7 +101,7 @@ def test_deleting_too_many_is_refused_and_force_does_it(mart: Mart, select: Sele
     before = digest(select)
     mart(segments("('stays', 'regular', 1, 0, 0)"))
 
-    with pytest.raises(Refused, match="deletes: 60 of 61 users"):
+    with pytest.raises(Refused, match="deletes: 60 of 61 rows"):
         user_segments.sync(delete_missing=True)
     assert digest(select) == before
 

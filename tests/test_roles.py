@@ -17,6 +17,7 @@ from fixture_types import Mart, Select
 
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import Refused, SyncError
+from etl.explain import explain
 from etl.init_db import init_db
 from etl.plumbing import queries
 from etl.prune import prune
@@ -32,7 +33,7 @@ Become = Callable[[str], None]
 
 SYNCS: tuple[Any, ...] = (user_segments, email_triggers, recommendations)
 
-ROLES = ("etl", "etl_mirror", "prune", "status", "mailer", "reader")
+ROLES = ("etl", "etl_mirror", "prune", "status", "support", "mailer", "reader")
 
 
 @pytest.fixture
@@ -156,6 +157,22 @@ def test_the_status_page_does_with_its_role(become: Become, mart: Mart) -> None:
     assert page["queue"]["pending"]["mails"] == 1
 
 
+def test_support_explains_a_user_with_its_role(become: Become, mart: Mart) -> None:
+    mart(FIRST)
+    with suppress(Refused):
+        user_segments.sync()
+    email_triggers.sync(force=True)
+    become("support")
+
+    a, bad = explain("a"), explain("bad")
+
+    sections = ("mart", "crm", "mails", "rejections", "runs")
+    assert [name for name in sections if "error" in a[name] or "error" in bad[name]] == []
+    assert [a[name]["next_run"].get("error") for name in ("crm", "mails")] == [None, None]
+    assert [mail["status"] for mail in a["mails"]["mails"]] == ["pending"]
+    assert bad["rejections"]["last"][0]["reasons"] == ["segment:null"]
+
+
 def test_pruning_does_with_its_role(become: Become, mart: Mart, select: Select) -> None:
     mart(FIRST)
     for _ in range(2):
@@ -227,6 +244,13 @@ FORBIDDEN = {
     "etl_mirror": (*_NO_SYNC, "TRUNCATE crm.user_segments"),
     "prune": (*_NO_TEMPORARY, *_NOT_PERSONAL, *_READS_ONLY),
     "status": (*_NO_TEMPORARY, *_NOT_PERSONAL, *_READS_ONLY, "DELETE FROM etl.sync_runs"),
+    "support": (
+        *_NO_TEMPORARY,
+        *_READS_ONLY,
+        "SELECT row FROM etl.rejected_rows",
+        "INSERT INTO crm.email_allowlist (user_id) VALUES ('a')",
+        "UPDATE crm.email_templates SET paused = true",
+    ),
     "reader": (*_NO_TEMPORARY, *_READS_ONLY, "SELECT FROM etl.sync_runs"),
     "mailer": (
         *_NO_TEMPORARY,

@@ -214,6 +214,18 @@ def test_a_server_that_takes_no_writes_is_told_by_libpq_as_well(
             user_segments.sync()
 
 
+@pytest.mark.parametrize("wanted", ["standby", "read-only"])
+def test_a_server_that_takes_writes_where_none_was_wanted_is_not_blamed(
+    wanted: str, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments(USERS))
+
+    with monkeypatch.context() as given:
+        given.setenv("PGTARGETSESSIONATTRS", wanted)
+        with pytest.raises(SyncError, match="; let PGTARGETSESSIONATTRS be read-write"):
+            user_segments.sync()
+
+
 def test_triggers_that_an_admin_switched_off_are_not_passed_over(
     servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from etl.cache.errors import problem, to_sync_error
 from etl.cache.exchange import ask
 from etl.cache.lookup import Lookup
 from etl.cache.server import connect, require_writable
+from etl.cache.survey import POLICY, Memory, kind, memory, write_error
 from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter
 from etl.plumbing import cancellation, log
@@ -28,13 +28,18 @@ __all__ = [
     "SAMPLE_KEYS",
     "Batch",
     "Client",
+    "Memory",
     "compare",
     "connect",
+    "kind",
+    "look_up",
+    "memory",
     "read_back",
     "require_writable",
     "sampled",
     "to_sync_error",
     "write",
+    "write_error",
 ]
 
 # 100 kB on the wire: a server stays responsive, and a lost batch is cheap to send again.
@@ -42,12 +47,6 @@ BATCH_KEYS = 1_000
 
 # Keys that are read back at the end: where one in a hundred is gone, the sample shows it.
 SAMPLE_KEYS = 1_000
-
-# The policies that there are, for what a server says instead may be anything.
-_POLICY = re.compile(
-    rb"^maxmemory_policy:(noeviction|(?:allkeys|volatile)-(?:lru|lfu|lrm|random|ttl))\r?$",
-    re.MULTILINE,
-)
 
 
 def write(
@@ -92,6 +91,22 @@ def compare(client: Client, batches: Iterable[Batch], settings: Settings) -> dic
                 outcome = "inserted" if old is None else "unchanged" if old == value else "updated"
                 counts[outcome] += 1
     return counts
+
+
+def look_up(client: Client, key: str, settings: Settings) -> tuple[bytes | None, int | None]:
+    """Return the value of a key, None where there is none, and how many seconds it has left.
+
+    These are -1 where it never expires, and None where this user may not ask (PTTL).
+
+    Raises:
+        SyncError: the server cannot be asked, or shows no values to this user.
+    """
+    if client.reads == "EXISTS":
+        raise problem(settings, "values are refused to this user; allow +mget")
+    with _lookup(client, settings) as lookup:
+        (value,) = lookup.values([key])
+        (left,) = ask(lookup.connection_for(key), ("PTTL", key))
+    return value, max(left // 1000, -1) if isinstance(left, int) else None
 
 
 def sampled(batches: Iterable[Batch], total: int, most: int, keys: list[str]) -> Iterator[Batch]:
@@ -142,6 +157,6 @@ def _fate(connection: Any) -> str:
         (info,) = ask(connection, ("INFO", "memory"))
     except redis.RedisError:
         info = None
-    found = _POLICY.search(info) if isinstance(info, bytes) else None
+    found = POLICY.search(info) if isinstance(info, bytes) else None
     policy = f" (maxmemory_policy {found[1].decode()})" if found else ""
     return f"they were evicted{policy}, have expired or were deleted"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -28,11 +30,12 @@ _FILES = {
 class Client(redis.Redis):
     """A server that answers, and the node or nodes that keys go to.
 
-    `mode` is what the server says of itself: standalone, cluster, or "" where it does not say;
-    `reads` is a command that finds keys.
+    `told` is what the server says of itself, nothing where it does not know HELLO; of it `mode`:
+    standalone, cluster, or "". `reads` is a command that finds keys.
     """
 
     mode = ""
+    told: Mapping[Any, Any] = MappingProxyType({})
     reads = "MGET"
     topology: SingleServer | Cluster
 

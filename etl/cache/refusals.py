@@ -41,11 +41,11 @@ _BY_WORDS = {
     r"wrong number of arguments": "wrong number of arguments",
 }
 
-_OTHER = "an error, whose words are not repeated"
+UNKNOWN = "an error, whose words are not repeated"
 
 
 def told(text: str) -> str:
     """Return what may be told of an error's text."""
     known = _BY_CODE.get(text.partition(" ")[0])
     by_words = (ours for theirs, ours in _BY_WORDS.items() if re.search(theirs, text, re.I))
-    return known or next(by_words, _OTHER)
+    return known or next(by_words, UNKNOWN)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _READS = ("MGET", "GET", "EXISTS")
 
 # A key that ~reco:* allows and nobody has, for no id is empty.
-_NOBODY = "reco:"
+NOBODY = "reco:"
 
 
 def connect(settings: Settings) -> Client:
@@ -38,7 +38,7 @@ def connect(settings: Settings) -> Client:
         SyncError: no server can be reached, or none lets us in.
     """
     clients = server_clients(settings)
-    with _explained(settings):
+    with explained(settings):
         if sentinels := clients[0].sentinels:
             _require_watched(sentinels, settings)
         return retry_redis(partial(_first_that_answers, clients), settings.retry_seconds)
@@ -51,8 +51,9 @@ def require_writable(client: Client, settings: Settings) -> None:
         SyncError: it is a Sentinel, a replica or a cluster in which slots have no node, or lets
             us read no key.
     """
-    with _explained(settings), _probe(client) as probe:
+    with explained(settings), _probe(client) as probe:
         told = retry_redis(partial(_hello, probe, client.sentinels), settings.retry_seconds)
+        client.told = told
         client.mode = told.get(b"mode", b"").decode(errors="replace")
         if client.mode == "sentinel":
             raise problem(
@@ -90,7 +91,7 @@ def _enter_cluster(client: Client, settings: Settings) -> None:
 
 
 @contextmanager
-def _explained(settings: Settings) -> Iterator[None]:
+def explained(settings: Settings) -> Iterator[None]:
     """Raise an error of the client or the server as a SyncError."""
     try:
         yield
@@ -187,7 +188,7 @@ def _readable(connection: Any, settings: Settings) -> str:
     """Return a command that the server knows and the user may use to find keys."""
     refusals = []
     for command in _READS:
-        known = partial(try_command, connection, command, _NOBODY)
+        known = partial(try_command, connection, command, NOBODY)
         refusal = retry_redis(known, settings.retry_seconds)
         if not _is_refused(refusal):
             return command

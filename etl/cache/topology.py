@@ -43,6 +43,7 @@ class SingleServer:
 
     is_cluster = False
     width = 1  # batches that make a good load for all nodes
+    nodes = ("",)
 
     def __init__(self, pool: ConnectionPool, count_replicas: Callable[[], int] = lambda: 0) -> None:
         """`count_replicas` tells how many replicas could take the place of the server."""
@@ -86,6 +87,11 @@ class Cluster:
         self._asked: dict[str, Route] = {}  # the nodes that ASK named, key by key
         self._is_stale = False
         self._read_slots()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The primaries."""
+        return tuple(route.node for route in self._routes)
 
     @property
     def width(self) -> int:

@@ -25,6 +25,8 @@ from etl.settings import Settings, alert_urls, env_secrets, hidden
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from apprise import Apprise
+
     from etl.postgres import Connection
     from etl.result import SyncResult
 
@@ -33,12 +35,31 @@ _SECONDS = 5.0
 _ASKING_SECONDS = 1.5
 _SENDING_SECONDS = 3.0
 
+_UNKNOWN = "is none that Apprise knows"
+
+
+_NOT_INSTALLED = "ALERT_URLS is set; pip install 'searchflow-etl[alerts]'"
+
 
 def check() -> None:
     """Log it where alerts are asked for and Apprise is not installed."""
     if alert_urls() and find_spec("apprise") is None:
-        reason = "ALERT_URLS is set; pip install 'searchflow-etl[alerts]'"
-        log.warning("alerts.not_installed", reason=reason)
+        log.warning("alerts.not_installed", reason=_NOT_INSTALLED)
+
+
+def problems() -> list[str]:
+    """Say what is wrong with ALERT_URLS, as far as that shows without a message."""
+    if find_spec("apprise") is None:
+        return [_NOT_INSTALLED]
+    return [f"{where} {_UNKNOWN}" for url, where in _named(alert_urls()) if not _service(url)]
+
+
+def try_out() -> list[str]:
+    """Send a test message to every URL at once; say what did not take it."""
+    if find_spec("apprise") is None:
+        return [_NOT_INSTALLED]
+    body = f"A test, sent by python -m etl.check --alert on host {hidden(socket.gethostname())}."
+    return _notify(alert_urls(), "searchflow-etl: a test", body, good=True)
 
 
 def send(results: Sequence[SyncResult]) -> None:
@@ -57,7 +78,7 @@ def send_error(error: SyncError) -> None:
     if urls := alert_urls():
         line = one_line(f"etl: {error}", env_secrets(os.environ))
         body = f"{line}\nhost {hidden(socket.gethostname())}\nnext: python -m etl --help"
-        _in_time(lambda: _notify(urls, "searchflow-etl failed", body, good=False))
+        _in_time(lambda: _log(_notify(urls, "searchflow-etl failed", body, good=False)))
 
 
 def _in_time(work: Callable[[], object]) -> None:
@@ -90,7 +111,9 @@ def _tell(results: list[SyncResult]) -> None:
     if not chosen:
         return
     failed = [one for one in chosen if one["status"] != "ok"]
-    if _notify(alert_urls(), _title(chosen), _body(chosen), good=not failed) and known:
+    urls = alert_urls()
+    unsent = _log(_notify(urls, _title(chosen), _body(chosen), good=not failed))
+    if len(unsent) < len(urls) and known:
         _remember(failed)
 
 
@@ -147,10 +170,17 @@ def _body(results: list[SyncResult]) -> str:
     return hidden("\n".join([*lines, f"host {socket.gethostname()}"]))
 
 
-def _notify(urls: Sequence[str], title: str, body: str, *, good: bool) -> bool:
-    """Send to every URL at once; return whether one took it."""
+def _log(problems: list[str]) -> list[str]:
+    for problem in problems:
+        if problem != _NOT_INSTALLED:  # which `check` has told
+            log.warning("alert.not_sent", reason=problem)
+    return problems
+
+
+def _notify(urls: Sequence[str], title: str, body: str, *, good: bool) -> list[str]:
+    """Send to every URL at once; return what went wrong with which."""
     if find_spec("apprise") is None:
-        return False  # which `check` has told
+        return [_NOT_INSTALLED] * len(urls)
     sent: dict[int, str] = {}
 
     def post(number: int, url: str) -> None:
@@ -163,12 +193,19 @@ def _notify(urls: Sequence[str], title: str, body: str, *, good: bool) -> bool:
     deadline = time.monotonic() + _SENDING_SECONDS
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
-    for number, url in enumerate(urls):
-        if problem := dict(sent).get(number, "did not answer"):
-            scheme = re.sub(r"[^a-z0-9+.-]", "", url.partition("://")[0].lower())
-            where = f"URL {number + 1} of ALERT_URLS ({scheme})"
-            log.warning("alert.not_sent", reason=f"{where} {problem}")
-    return "" in sent.values()
+    answers = dict(sent)
+    return [
+        f"{where} {problem}"
+        for number, (_, where) in enumerate(_named(urls))
+        if (problem := answers.get(number, "did not answer"))
+    ]
+
+
+def _named(urls: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each URL and what it may be called in public."""
+    for number, url in enumerate(urls, start=1):
+        scheme = re.sub(r"[^a-z0-9+.-]", "", url.partition("://")[0].lower())
+        yield url, f"URL {number} of ALERT_URLS ({scheme})"
 
 
 def _post(url: str, title: str, body: str, *, good: bool) -> str:
@@ -176,7 +213,14 @@ def _post(url: str, title: str, body: str, *, good: bool) -> str:
     import apprise
 
     kind = apprise.NotifyType.SUCCESS if good else apprise.NotifyType.FAILURE
-    service = apprise.Apprise()
-    if not service.add(url):
-        return "is none that Apprise knows"
+    if (service := _service(url)) is None:
+        return _UNKNOWN
     return "" if service.notify(body, title, kind, body_format="text") else "did not take it"
+
+
+def _service(url: str) -> Apprise | None:
+    """Return what sends to a URL, None where Apprise does not know it."""
+    import apprise
+
+    service = apprise.Apprise()
+    return service if service.add(url) else None

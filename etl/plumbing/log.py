@@ -55,14 +55,24 @@ def configure() -> str:
         text or json. As text, for people, an event leaves out its `error`, which the command
         line tells once, at the end, and a `reason` that was told before.
     """
-    style = os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
-    if style not in ("text", "json"):
-        raise UsageError(f"settings: LOG_FORMAT: {style!r} is neither text nor json")
+    style = chosen_style()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Text() if style == "text" else _Json())
     _LOGGER.handlers = [handler]
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
+    return style
+
+
+def chosen_style() -> str:
+    """Return text or json, as LOG_FORMAT or the terminal asks for.
+
+    Raises:
+        UsageError: LOG_FORMAT is neither.
+    """
+    style = os.environ.get("LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
+    if style not in ("text", "json"):
+        raise UsageError(f"settings: LOG_FORMAT: {style!r} is neither text nor json")
     return style
 
 

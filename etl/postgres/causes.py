@@ -85,6 +85,10 @@ _CAUSES = (
     ),
     Cause(r"libpq .*(certificate|SSL|sslmode|TLS)", f"; {_TLS}, PGSSLROOTCERT and POSTGRES_HOST"),
     Cause(r"libpq .*authentication method", "; the server wants another than PGREQUIREAUTH says"),
+    Cause(
+        r"libpq .*(not read-only|not in hot standby)",
+        "; let PGTARGETSESSIONATTRS be read-write: a run writes",
+    ),
     Cause(r"libpq .*(read-only|hot standby)", _PRIMARY, later=True),  # a failover, say
     Cause(r"libpq .*cannot connect to ", _REACH),
     Cause(r"libpq ", "; check the variables POSTGRES_... and PG..."),

@@ -43,6 +43,9 @@ _COPIED_COLUMN = re.compile(r"^COPY \w+, \S+ \d+, \S+ (\w+)")
 _SERVER_SAYS = re.compile(r"(?:^|[\s:])([^\s:]+(?: [^\s:]+)?) ?:  (\S[^\n]*)")
 _TO_SERVER = re.compile(r"connection to server (?:at|on) (.*?) failed: (.*)", re.DOTALL)
 
+# The driver hands on no SQLSTATE of the temporary table that it makes for a COPY.
+_NOT_CREATED = re.compile(r"Failed to create table: \S+:  (permission denied to create[^\n]*)")
+
 _LONGEST = 300  # characters of a message from outside
 
 
@@ -72,6 +75,22 @@ def to_sync_error(
     """
     sqlstate = getattr(error, "sqlstate", None)
     heard = _answer(sqlstate, _fields(error)) if sqlstate else _heard(str(error), connecting)
+    error.args, error.details = (_safe(heard, settings),), []  # type: ignore[attr-defined]
+    return _problem(heard, settings, sqlstate, blocker)
+
+
+def foreseen(settings: Settings, sqlstate: str, words: str) -> SyncError:
+    """Return the error of a statement that Postgres would answer with this SQLSTATE and words."""
+    return _problem(_Message(sqlstate, words), settings, sqlstate)
+
+
+def _safe(heard: _Message, settings: Settings) -> str:
+    return one_line(heard.words, settings.secrets)[:_LONGEST]
+
+
+def _problem(
+    heard: _Message, settings: Settings, sqlstate: str | None, blocker: str = ""
+) -> SyncError:
     advice = heard.cause.advice.format(
         user=settings.postgres_user,
         seconds=f"{settings.postgres_statement_timeout:g}",
@@ -79,11 +98,10 @@ def to_sync_error(
     )
     if not advice and sqlstate and sqlstate not in heard.words:
         advice = f" (SQLSTATE {sqlstate})"
-    words = one_line(heard.words, settings.secrets)[:_LONGEST]
     kind = ConnectionLost if heard.cause.passes else Transient if heard.cause.later else SyncError
+    words = _safe(heard, settings)
     problem = kind(f"Postgres ({settings.postgres_address}): {words}{advice}")
     problem.sqlstate = sqlstate
-    error.args, error.details = (words,), []  # type: ignore[attr-defined]
     return problem
 
 
@@ -132,6 +150,8 @@ def _heard(text: str, connecting: bool) -> _Message:
         return _Message("refused", pooler[0])
     if (cut := causes.CUT.search(text)) and "Python exception" not in text:
         return _Message("libpq", cut[0])
+    if denied := _NOT_CREATED.search(text):
+        return _Message("42501", denied[1])
     # Such as `nanoarrow call failed: ... Python exception: ...`: what follows may quote a row.
     return _Message("driver", re.split(r"""[:('"\n]""", text, maxsplit=1)[0].strip())
 

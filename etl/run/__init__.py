@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from etl.result import SyncResult
 
-__all__ = ["Options", "Run", "execute", "record_skipped"]
+__all__ = ["Job", "Options", "Run", "execute", "record_skipped"]
 
 
 @failure.sanitised()

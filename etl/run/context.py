@@ -111,8 +111,9 @@ class Run:
         """
         begun, job, key = time.perf_counter(), self.job, key or schema.primary_key()
         keys = schema.create_empty().select(key).to_arrow().schema
+        part = job.options.only_user or job.shard
         begin = partial(
-            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+            warehouse.open_mart, job.sync, schema, job.settings, part, now=job.started_at
         )
         with (
             warehouse.Writer(self.folder / "rejected", keys, key) as rejected,
@@ -124,18 +125,23 @@ class Run:
             )
             valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
             spool = warehouse.write(warehouse.to_batches(valid), self.folder / "mart", key)
-        self.columns, self.rejected = mart.columns, rejected.spool
-        rejects = self.rejects = validator.rejects()
+        self.rejected = rejected.spool
+        self.take_over(mart, validator)
         log.event("mart.read", rows=validator.rows, seconds=_since(begun))
-        if rejects.total:
-            log.warning("rows.rejected", rows=rejects.total, **rejects.reasons)
+        if self.rejects and self.rejects.total:
+            log.warning("rows.rejected", rows=self.rejects.total, **self.rejects.reasons)
+        return spool
+
+    def take_over(self, mart: warehouse.Mart, validator: contract.Validator) -> None:
+        """Keep what a mart that was read through said of itself: for the result and the guards."""
+        rejects = validator.rejects()
+        self.columns, self.rejects = mart.columns, rejects
         self.counts.update(extracted=validator.rows, rejected=rejects.total, deleted=0)
         # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(validator.rows, validator.built_at)
         self.metrics.mart_rows, self.metrics.built_at = whole.rows, whole.built_at
         self.metrics.previous_mart_rows = self.previous.mart_rows if self.previous else None
         self.metrics.extracted, self.metrics.rejected = validator.rows, rejects.total
-        return spool
 
     def read_target(self, table: str, schema: type[dy.Schema]) -> Call[Spool] | None:
         """Start reading what the target holds, by sql/postgres/<sync>_current.sql.
@@ -161,6 +167,8 @@ class Run:
             return target
 
         shard = queries.load("postgres", "create_shard")
+        # Another program of the pool may have left one.
+        postgres.execute(self.postgres, "DROP TABLE IF EXISTS pg_temp.shard")
         postgres.execute(self.postgres, shard, *self.job.shard)
         return postgres.stream(self.postgres, f"{self.job.sync}_current", spool)
 

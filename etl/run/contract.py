@@ -76,6 +76,8 @@ class Validator:
         now: dt.datetime,
         key: Sequence[str] | None = None,
         add_rejected: Callable[[pl.DataFrame], None] = lambda _: None,
+        *,
+        unique: bool = False,
     ) -> None:
         """Begin.
 
@@ -86,10 +88,11 @@ class Validator:
             key: columns of the primary key that a rejected row is known by; all unless given.
             add_rejected: is given these columns of the rejected rows of a frame: keys that are
                 complete and that Postgres could hold, each once.
+            unique: whether no two rows are known to have the same key.
         """
         self.rows = 0
         self.built_at: dt.datetime | None = None  # the newest of the accepted rows
-        self._contract, self._limit = contract, limit
+        self._contract, self._limit, self._unique = contract, limit, unique
         self._schema = functools.cache(functools.partial(_schema_for, contract, now=now))
         self._key = list(key or contract.primary_key())
         self._add_rejected = add_rejected
@@ -108,8 +111,9 @@ class Validator:
         uncastable = [name for name in map(UNCASTABLE.format, columns) if name in frame.columns]
         # Rows of different hashes have different keys. To compare the keys themselves takes five
         # times as long; it is left for when two hashes are alike.
-        hashes = frame.select(self._contract.primary_key()).hash_rows()
-        schema = self._schema(tuple(uncastable), unique=hashes.n_unique() == len(frame))
+        key = self._contract.primary_key()
+        unique = self._unique or frame.select(key).hash_rows().n_unique() == len(frame)
+        schema = self._schema(tuple(uncastable), unique=unique)
         frame = frame.with_row_index("row")
         if schema.is_valid(frame):  # as nearly always: to filter would be to copy everything
             good = frame.select(columns)

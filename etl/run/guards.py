@@ -124,7 +124,7 @@ def _rejects(metrics: Metrics, settings: Settings) -> str | None:
 
 def _deletes(metrics: Metrics, settings: Settings) -> str | None:
     return _exceeds(
-        "deletes: {:,} of {:,} users of the target would be deleted",
+        "deletes: {:,} of {:,} rows of the target would be deleted",
         metrics.deleted,
         metrics.target_rows,
         ("GUARD_MAX_DELETE", settings.guard_max_delete),
@@ -200,6 +200,8 @@ def _vanished(metrics: Metrics, settings: Settings) -> str | None:
         keys = f"no key would be written from {metrics.rows_without_keys:,} rows"
     else:
         return None
+    if not metrics.below_threshold:
+        return f"vanished: {keys}"
     limit = f"RECO_MIN_SCORE={settings.reco_min_score:g}"
     return f"vanished: {keys}; rows that do not score above {limit}: {metrics.below_threshold:,}"
 

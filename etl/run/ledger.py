@@ -51,12 +51,12 @@ def begin(run: Run) -> None:
             run.postgres.commit()
             lock(run)
         run.finishing = False
-    run.previous = last_ok_run(run)
+    run.previous = last_ok_run(run.postgres, run.job.sync)
 
 
-def last_ok_run(run: Run) -> PreviousRun | None:
-    """Return what the last ok run of this sync saw; None: there was none."""
-    rows = postgres.query(run.postgres, "last_ok_run", run.job.sync)
+def last_ok_run(connection: Connection, sync: str) -> PreviousRun | None:
+    """Return what the last ok run of a sync saw; None: there was none."""
+    rows = postgres.query(connection, "last_ok_run", sync)
     if not rows:
         return None
     (last,) = rows
@@ -140,7 +140,7 @@ def lock(run: Run) -> None:
     waiting = False
     while holder := _try_lock(run):
         if time.monotonic() >= deadline:
-            raise AlreadyRunning(f"{run.job.sync} is already running: {holder}")
+            raise AlreadyRunning(_running(run.job.sync, holder))
         if not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
@@ -152,15 +152,25 @@ def _try_lock(run: Run) -> str | None:
     name = f"etl.{run.job.sync}", *(run.options.shard or (None, None))
     (row,) = postgres.query(run.postgres, "lock", *name)
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
-    holder = _lock_owner(run, *name)
+    holder = _lock_owner(run.postgres, *name)
     if row["held"] and holder is None:
         return None
     run.postgres.rollback()
     return holder or "it has just ended; run again"
 
 
-def _lock_owner(run: Run, name: str, index: int | None, of: int | None) -> str | None:
-    owners = postgres.query(run.postgres, "lock_owner", name, index, of)
+def running(connection: Connection, sync: str) -> str | None:
+    """Say who runs a sync just now, without trying its lock; None: nobody."""
+    holder = _lock_owner(connection, f"etl.{sync}", None, None)
+    return holder and _running(sync, holder)
+
+
+def _running(sync: str, holder: str) -> str:
+    return f"{sync} is already running: {holder}"
+
+
+def _lock_owner(connection: Connection, name: str, index: int | None, of: int | None) -> str | None:
+    owners = postgres.query(connection, "lock_owner", name, index, of)
     if not owners:
         return None
     who, end = sessions.described(owners[0]), sessions.ending(owners[0])

@@ -1,6 +1,7 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
 from etl.warehouse import keys
+from etl.warehouse.errors import NotFoundError
 from etl.warehouse.spool import (
     Batches,
     Spool,
@@ -12,19 +13,24 @@ from etl.warehouse.spool import (
     write,
 )
 from etl.warehouse.stream import Mart, Stats, open_mart, read
+from etl.warehouse.survey import Survey, lookalikes, survey
 
 __all__ = [
     "Batches",
     "Mart",
+    "NotFoundError",
     "Spool",
     "Stats",
+    "Survey",
     "Writer",
     "differing",
     "joined",
     "keys",
+    "lookalikes",
     "missing",
     "open_mart",
     "read",
+    "survey",
     "to_batches",
     "write",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from etl.errors import SyncError, Transient
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 NOT_DUCKDB = "not a DuckDB file; set DUCKDB_PATH to the file dbt writes"
@@ -77,11 +78,21 @@ _OF_VALUES = re.compile(
 # an address.
 _WORD = r"(?:[A-Za-z]+|U?INT\d+)(?=[ ,:!]|$)"
 _FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
+_ABSENT_COLUMN = re.compile(r'Referenced column "(\w+)" (?:was )?not found')
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
 class WarehouseLocked(Transient):
     """Somebody writes to the file."""
+
+
+class NotFoundError(SyncError):
+    """A table or columns that the warehouse does not have, hence perhaps by other names."""
+
+    def __init__(self, text: str, tables: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+        """`tables` and `columns` are the names that were looked for."""
+        super().__init__(text)
+        self.tables, self.columns = tables, columns
 
 
 def to_sync_error(
@@ -96,7 +107,9 @@ def to_sync_error(
                 words = (" ".join((group or "").split()) for group in found.groups())
                 locked = WarehouseLocked if meaning.startswith("locked") else SyncError
                 return locked(f"{what} {path}: {meaning.format(*words)}")
-    return SyncError(f"{what} {path}: {_told(error, kind, message)}; {otherwise}")
+    absent = _ABSENT_COLUMN.findall(message) if kind == "Binder Error" else []
+    line = f"{what} {path}: {_told(error, kind, message)}; {otherwise}"
+    return NotFoundError(line, columns=absent)
 
 
 def _told(error: BaseException, kind: str, message: str) -> str:

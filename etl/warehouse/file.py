@@ -33,6 +33,7 @@ _MAGIC = b"DUCK"  # after an eight-byte checksum
 
 # What a writer that was killed leaves beside the file; DuckDB reads it as part of the file.
 _LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
+LOG_MEANS = "read as part of the warehouse, also where it belongs to another copy"
 
 
 @contextmanager
@@ -104,13 +105,14 @@ def _without_comma(folder: Path, spill: Path) -> str:
 
 
 def _tell_of_logs(path: Path) -> None:
-    for file in (path.with_name(path.name + end) for end in _LOGS):
-        if file.is_file() and file.stat().st_size:
-            log.warning(
-                "warehouse.wal",
-                file=str(file),
-                meaning="read as part of the warehouse, also where it belongs to another copy",
-            )
+    for file in logs_beside(path):
+        log.warning("warehouse.wal", file=str(file), meaning=LOG_MEANS)
+
+
+def logs_beside(path: Path) -> list[Path]:
+    """Return the files beside the warehouse that DuckDB reads as part of it."""
+    logs = (path.with_name(path.name + end) for end in _LOGS)
+    return [file for file in logs if file.is_file() and file.stat().st_size]
 
 
 @contextmanager

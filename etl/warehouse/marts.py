@@ -12,6 +12,7 @@ import duckdb
 
 from etl.errors import SyncError, UsageError
 from etl.plumbing import queries
+from etl.warehouse.errors import NotFoundError
 
 if TYPE_CHECKING:
     from etl.settings import Settings
@@ -82,9 +83,7 @@ def _unreadable(path: Path, error: OSError) -> SyncError:
 def resolve_tables(
     connection: duckdb.DuckDBPyConnection, query: Query, mart_schema: str | None
 ) -> list[str]:
-    """Point bare table names at the schemas that hold them.
-
-    Returns the columns of the mart; none where the query reads several tables.
+    """Point bare table names at the schemas that hold them; return the quoted names in full.
 
     Raises:
         SyncError: a mart is in no schema, in the wrong one or in several.
@@ -103,7 +102,7 @@ def resolve_tables(
     # The others as well: by `schema.table` DuckDB finds only what is in the path.
     path = ["system.main", *search, *(_quoted(*schema) for schema in schemas)]
     connection.execute("SET search_path = $1", [",".join(dict.fromkeys(path))])
-    return connection.table(names[0]).columns if len(names) == 1 else []
+    return names
 
 
 def check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Path) -> None:
@@ -133,6 +132,7 @@ def _choose(mart: str, schemas: list[str], source: str, wanted: str | None) -> s
         problem = f"is not in schema {wanted} but in {', '.join(schemas)}; correct MART_SCHEMA"
     else:
         problem = "is in no schema of the warehouse; run dbt, or correct DUCKDB_PATH"
+        raise NotFoundError(f"{mart} ({source}) {problem}", tables=[mart])
     raise SyncError(f"{mart} ({source}) {problem}")
 
 
@@ -165,21 +165,35 @@ def statement(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
     return replace(query, sql=code.decode())
 
 
-def check_names(columns: list[str], query: Query) -> None:
-    """Each COLUMNS('(?i)^(a|b)$') of the query must match exactly one column of the mart."""
-    missing, doubled = [], []
+def map_names(columns: list[str], query: Query) -> dict[str, str]:
+    """Match each COLUMNS('(?i)^(a|b)$') AS name of the query with one column of the mart.
+
+    Returns:
+        The column of the mart by the name that the query gives it.
+
+    Raises:
+        SyncError: naming every call that no column matches, or several do.
+    """
+    missing, doubled, mapped = [], [], {}
     code = re.sub(r"--.*", "", query.sql)
-    calls = re.findall(r"COLUMNS\('(\(\?i\))?(\^\((.+?)\)\$)'\)", code, re.IGNORECASE)
-    for flag, pattern, names in calls:
+    calls = re.findall(
+        r"COLUMNS\('(\(\?i\))?(\^\((.+?)\)\$)'\)(?:\s+AS\s+(\w+))?", code, re.IGNORECASE
+    )
+    for flag, pattern, names, alias in calls:
         present = [column for column in columns if re.search(flag + pattern, column)]
         if not present:
-            missing.append(names.replace("|", " or "))
+            missing.append(names)
         elif len(present) > 1:
             doubled.append(" and ".join(present))
-    problems = [f"has no column {name}" for name in missing]
+        else:
+            mapped[alias or present[0]] = present[0]
+    problems = [f"has no column {names.replace('|', ' or ')}" for names in missing]
     problems += [f"has both {names}, of which one must go" for names in doubled]
     if problems:
-        raise SyncError(
+        wanted = [name for names in missing for name in names.split("|")]
+        raise NotFoundError(
             f"the mart {'; it '.join(problems)}; it has {', '.join(columns)};"
-            f" map the names in {query.source}"
+            f" map the names in {query.source}",
+            columns=wanted,
         )
+    return mapped

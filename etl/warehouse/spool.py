@@ -159,7 +159,19 @@ def missing(target: Spool, others: Sequence[Spool]) -> AbstractContextManager[pa
     """Stream the keys of the target that none of the others holds, in their order.
 
     Keys are compared, and come, in the types of the first of the others.
+
+    Raises:
+        SyncError: the others' keys have not the same types.
     """
+    for name in others[0].key:
+        types = [
+            str(dict(zip(o.schema.names, o.schema.types, strict=True)).get(name)) for o in others
+        ]
+        if len(set(types)) > 1:
+            raise SyncError(
+                f"the key's column {name} is {' here and '.join(types)} there; let transform leave"
+                " the key as the contract has it"
+            )
     return _anti_join(target, others, others[0].schema, others[0].key)
 
 

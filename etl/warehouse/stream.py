@@ -44,10 +44,13 @@ class Stats:
 class Mart:
     """A mart whose file is open."""
 
-    relation: duckdb.DuckDBPyRelation  # the rows of the shard at hand, typed, in the key's order
+    relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, typed, in the key's order
     key: Sequence[str]
     columns: frozenset[str]  # of the query, less those that are NULL by its text
-    stats: Stats | None  # of all shards, where only one is read
+    stats: Stats | None  # of the whole mart, where only a part is read
+    tables: list[str]  # that the query reads, quoted
+    mapped: dict[str, str]  # columns of the mart by names of the contract, where a name may vary
+    ordered: bool  # by the key; else no two rows have the same key
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
 
     def frames(self) -> Generator[pl.DataFrame, None, None]:
@@ -60,6 +63,9 @@ class Mart:
             reader = self.relation.to_arrow_reader(rows)
         with reader:
             frames = map(_frame, self._batches(reader))
+            if not self.ordered:
+                yield from frames
+                return
             yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -78,11 +84,12 @@ def open_mart(
     name: str,
     contract: type[dy.Schema],
     settings: Settings,
-    shard: tuple[int, int],
+    part: tuple[int, int] | str,
     *,
     spill: Path,
     now: dt.datetime,
     key: Sequence[str] | None = None,
+    ordered: bool = True,
 ) -> Iterator[Mart]:
     """Open the warehouse for the length of a block and run sql/warehouse/<name>.sql.
 
@@ -94,11 +101,14 @@ def open_mart(
         name: the sync, hence the query; a file of that name in ETL_SQL_DIR comes first.
         contract: the columns to return; its dtypes choose the casts.
         settings: the warehouse file, MART_SCHEMA and ETL_SQL_DIR.
-        shard: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all.
+        part: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all; a text reads the
+            rows of this key alone.
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key, which order and shards go by; all of them
             unless given.
+        ordered: False leaves the rows as they come, which takes a third of the time, unless two
+            may have the same key; for who loads nothing.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -111,16 +121,19 @@ def open_mart(
         with explaining():
             query = marts.statement(connection, query)
             marts.check_files(connection, query, path.absolute().parent)
-            if columns := marts.resolve_tables(connection, query, settings.mart_schema):
-                marts.check_names(columns, query)
+            tables, mapped = marts.resolve_tables(connection, query, settings.mart_schema), {}
+            if len(tables) == 1:
+                mapped = marts.map_names(connection.table(tables[0]).columns, query)
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
             values = types.key_of(rows, contract, key)
-            mine, stats = _shard(rows, contract, keys.expression(values), shard, now)
-            # Sorted before the casts, which add a column to most.
-            mine = mine.sort(*(value for value, _ in values))
+            mine, stats = _part(rows, contract, keys.expression(values), part, now)
+            ordered = ordered or _has_twins(mine, contract)
+            if ordered:  # before the casts, which add a column to most
+                mine = mine.sort(*(value for value, _ in values))
             relation = types.cast_to_contract(mine, contract)
-        yield Mart(relation, key, types.not_null(rows), stats, explaining)
+        columns = types.not_null(rows)
+        yield Mart(relation, key, columns, stats, tables, mapped, ordered, explaining)
 
 
 def read(
@@ -150,20 +163,31 @@ def _explaining(path: Path, advice: str) -> Iterator[None]:
         raise errors.to_sync_error(error, path, advice) from None
 
 
-def _shard(
+def _part(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
     key: duckdb.Expression,
-    shard: tuple[int, int],
+    part: tuple[int, int] | str,
     now: dt.datetime,
 ) -> tuple[duckdb.DuckDBPyRelation, Stats | None]:
-    """Return the rows of one shard, and what to know of all of them."""
-    index, of = shard
-    if of == 1:
+    """Return the rows of one shard or of one key, and what to know of all of them."""
+    if part == (0, 1):
         return rows, None
-    hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
-    mine = rows.filter(hashed == ConstantExpression(index))
+    if isinstance(part, str):
+        mine = rows.filter(key == ConstantExpression(part))
+    else:
+        index, of = part
+        hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
+        mine = rows.filter(hashed == ConstantExpression(index))
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
+
+
+def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> bool:
+    """Return whether two rows may have the same key, by a hash of it."""
+    key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
+    hashes = rows.select(FunctionExpression("hash", *key).alias("hash"))
+    counted = hashes.aggregate([FunctionExpression("count").alias("n")], "hash")
+    return bool(counted.filter(ColumnExpression("n") > ConstantExpression(1)).limit(1).fetchall())
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:

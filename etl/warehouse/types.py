@@ -10,6 +10,7 @@ import polars as pl
 from duckdb import ColumnExpression, FunctionExpression
 
 from etl.errors import SyncError
+from etl.warehouse.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,16 +51,20 @@ def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], orig
     """
     names = [name.lower() for name in rows.columns]
     types = dict(zip(names, rows.types, strict=True))
-    problems = []
+    problems, absent = [], []
     for column, cast in _contract_casts(contract):
         if column not in types:
             problems.append(f"{column} is missing")
+            absent.append(column)
         elif names.count(column) > 1:
             problems.append(f"{column} comes more than once")
         elif cast.way(types[column].id) is None:
             problems.append(f"{column} is {types[column]}, which is not {cast.expected}")
     if problems:
-        raise SyncError(f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file")
+        raise NotFoundError(
+            f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file",
+            columns=absent,
+        )
 
 
 def cast_to_contract(

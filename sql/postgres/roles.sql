@@ -6,6 +6,7 @@
 -- searchflow_etl_mirror  the same, with --delete-missing
 -- searchflow_prune       python -m etl.prune
 -- searchflow_status      python -m etl.status; sees nothing personal
+-- searchflow_support     python -m etl.explain; reads what is known of each user
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
 -- searchflow_reader      readers of crm
 -- searchflow_owner       no rights; its members may own schemas and tables (see untrusted.sql)
@@ -13,7 +14,7 @@
 -- An admin must not call somebody else's format(text, text) of the schema public.
 SET search_path = pg_catalog, pg_temp;
 
-\set jobs 'searchflow_etl, searchflow_prune, searchflow_status'
+\set jobs 'searchflow_etl, searchflow_prune, searchflow_status, searchflow_support'
 \set roles :jobs ', searchflow_mailer, searchflow_reader'
 \set all :roles ', searchflow_etl_mirror, searchflow_owner'
 
@@ -56,6 +57,10 @@ GRANT SELECT ON etl.sync_runs TO searchflow_status;
 GRANT SELECT (run_id, sync, reasons) ON etl.rejected_rows TO searchflow_status;
 GRANT SELECT (status, template, created_at, claimed_at) ON crm.email_queue TO searchflow_status;
 GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_status;
+
+GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
+    crm.email_allowlist, etl.sync_runs TO searchflow_support;
+GRANT SELECT (sync, key, reasons, rejected_at) ON etl.rejected_rows TO searchflow_support;
 
 -- To whom a mail goes and what it says is not for workers to change.
 GRANT SELECT, UPDATE (

@@ -18,6 +18,7 @@ from conftest import ROOT
 from fixture_types import Select
 
 from etl import postgres
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
@@ -28,7 +29,6 @@ AIRFLOW = Path(os.environ.get("VENV_AIRFLOW", ROOT / ".venv-airflow")) / "bin"
 USERS = 300
 RUN_SECONDS = 180  # of one DAG run; 12 are usual on two idle cores
 
-SYNCS = ("user_segments", "email_triggers", "recommendations")
 DONE, FAILED, NOT_RUN, SKIPPED = (
     ("success", 1),
     ("failed", 1),

@@ -22,7 +22,6 @@ from airflows import (
     NOT_RUN,
     RUN_SECONDS,
     SKIPPED,
-    SYNCS,
     USERS,
     break_user,
     counts,
@@ -38,6 +37,7 @@ from smtp_sink import Mailbox
 from demo import sample
 from demo.embedded import Servers
 from etl import postgres
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from etl.postgres import Connection

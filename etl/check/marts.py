@@ -1,0 +1,213 @@
+"""The warehouse file, and each sync's mart: what a run would find, by the code of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import importlib
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import polars as pl
+
+from etl import postgres, warehouse
+from etl.check.findings import FAIL, OK, WARN, Finding, failed
+from etl.check.postgres import READ_ONLY
+from etl.errors import Refused, SyncError
+from etl.options import Options
+from etl.run import ledger
+from etl.run.context import Run
+from etl.run.contract import Validator
+from etl.run.guards import fired
+from etl.run.job import Job
+from etl.status.problems import ago
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import dataframely as dy
+
+    from etl.postgres import Connection
+    from etl.settings import Settings
+    from etl.warehouse import Spool
+
+# Rows whose keys are looked up in Redis, and that tell how large values are.
+SAMPLE = 1_000
+
+_WOULD_WRITE = "25006"  # the SQLSTATE
+
+
+class Enough(Exception):  # noqa: N818  (it ends a look)
+    """What comes next would write, or needs a server that is away."""
+
+
+@dataclass
+class Look(Run):
+    """A run that reads its mart through, and ends before it would write.
+
+    Its transaction is READ ONLY, so that what is not foreseen here writes nothing either.
+    """
+
+    cache_answers: bool = False
+    tables: list[str] = field(default_factory=list)
+    mapped: dict[str, str] = field(default_factory=dict)
+    contract: tuple[str, ...] = ()  # its columns
+    sample: pl.DataFrame | None = None  # of what would be loaded
+
+    @property
+    def postgres(self) -> Connection:
+        """The connection, if there is one."""
+        if self.connection is None:
+            raise Enough
+        return self.connection
+
+    def read(
+        self,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        key: Sequence[str] | None = None,
+    ) -> Spool:
+        """Read the mart as `Run.read` does, and keep a sample of the rows; see there."""
+        job, key = self.job, key or schema.primary_key()
+        begin = partial(
+            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
+        )
+        sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
+        with (
+            begin(spill=self.folder, key=key, ordered=False) as mart,
+            contextlib.closing(mart.frames()) as frames,
+        ):
+            self.tables, self.mapped, self.contract = mart.tables, mart.mapped, (*schema.columns(),)
+            validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
+            for frame in frames:
+                rows = reshape(validator.valid_rows(frame))
+                hashes.append(rows.select(key).hash_rows())
+                if len(sample) < SAMPLE:
+                    sample = rows.head(SAMPLE)
+        self.take_over(mart, validator)
+        self.sample = sample
+        spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
+        return replace(spool, rows=pl.concat(hashes).n_unique())
+
+    def read_target(self, *_: object) -> None:
+        """Read nothing: what differs from the target is for a dry run to tell."""
+
+    def copy(self, *_: object) -> None:
+        """Stage nothing."""
+
+    def stage(self, *_: object) -> NoReturn:
+        """End here."""
+        raise Enough
+
+    def merge(self, *_: object) -> NoReturn:
+        """End here."""
+        raise Enough
+
+    def savepoint(self) -> NoReturn:
+        """End here."""
+        raise Enough
+
+    def check_guards(self) -> None:
+        """Go on to Redis where it answers; what guards say is asked apart."""
+        if not self.cache_answers:
+            raise Enough
+
+
+def file(settings: Settings, folder: Path) -> Finding:
+    """Look at the warehouse file."""
+    path = Path(settings.duckdb_path)
+    try:
+        found = warehouse.survey(settings, folder)
+    except SyncError as error:
+        return failed("warehouse", error)
+    state = path.stat()
+    age = ago(dt.timedelta(seconds=time.time() - state.st_mtime))
+    size = f"{state.st_size / 1e6:,.1f} MB"
+    words = f"{path}: {size}, written {age}, DuckDB {found.storage}, {found.tables:,} tables"
+    if found.warning:
+        advice = "let dbt finish, or remove one that is not its own"
+        return Finding("warehouse", WARN, found.warning, advice)
+    return Finding("warehouse", OK, words)
+
+
+def look(
+    sync: str, settings: Settings, folder: Path, connection: Connection | None, *, cache: bool
+) -> tuple[Look, list[Finding]]:
+    """Let a sync read its mart, and say what a run would make of it.
+
+    Args:
+        sync: its name.
+        settings: of the run.
+        folder: an empty one.
+        connection: to Postgres, None where that has failed.
+        cache: whether Redis answers.
+    """
+    run = Look(Job(sync, settings, Options(dry_run=True)), cache_answers=cache)
+    run.folder, run.connection = folder, connection
+    findings: list[Finding] = []
+    try:
+        if connection is not None:
+            connection.try_rollback()
+            postgres.execute(connection, READ_ONLY)
+            run.previous = ledger.last_ok_run(connection, sync)
+        with contextlib.suppress(Enough):
+            importlib.import_module(f"etl.{sync}").load(cast("Any", run))
+    except SyncError as error:
+        if error.sqlstate != _WOULD_WRITE:
+            findings.append(_failed(sync, error, settings, folder))
+    if run.rejects is None:
+        return run, findings
+    return run, [_mart(run), *findings, *_guards(run)]
+
+
+def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
+    if isinstance(error, Refused):
+        return _refused(sync, error)
+    if not isinstance(error, warehouse.NotFoundError):
+        return failed(sync, error)
+    with contextlib.suppress(SyncError):
+        alike = warehouse.lookalikes(settings, folder, error.tables, error.columns)
+        own = f"{settings.etl_sql_dir}/{sync}.sql" if settings.etl_sql_dir else "ETL_SQL_DIR"
+        where = f"name it in sql/warehouse/{sync}.sql or a file of yours ({own})"
+        seen = f"what looks like it: {', '.join(alike)}" if alike else "nothing looks like it"
+        return failed(sync, error, f"{seen}; {where}")
+    return failed(sync, error)
+
+
+def _refused(sync: str, error: Refused) -> Finding:
+    found, _, advice = str(error).partition(". ")
+    return Finding(sync, FAIL, found, advice)
+
+
+def _mart(run: Look) -> Finding:
+    rejects, metrics = run.rejects, run.metrics
+    built = "not said when built"
+    if metrics.built_at:
+        built = f"built {ago(metrics.now - metrics.built_at)}"
+    names = [f"{name} is {column}" for name, column in run.mapped.items() if name != column]
+    found = f"{' and '.join(_plain(run.tables))}: {metrics.mart_rows:,} rows, {built}"
+    found += f"; {', '.join(names)}" if names else ""
+    if absent := sorted(set(run.contract) - run.columns):
+        found += f"; no {', '.join(absent)}"
+    if rejects is None or not rejects.total:
+        return Finding(run.job.sync, OK, f"{found}; none to be rejected")
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in rejects.reasons.items())
+    advice = "mend the mart's model; a run sets these rows aside (etl.rejected_rows)"
+    return Finding(
+        run.job.sync, WARN, f"{found}; {rejects.total:,} to be rejected: {reasons}", advice
+    )
+
+
+def _plain(names: list[str]) -> Iterator[str]:
+    """`"warehouse"."main"."mart"` as schema and table."""
+    for name in names:
+        yield ".".join(name.replace('"', "").split(".")[-2:])
+
+
+def _guards(run: Look) -> Iterator[Finding]:
+    """The guards that the mart and the ledger are enough for."""
+    for message, step in fired(run.metrics, run.settings).items():
+        yield Finding(run.job.sync, FAIL, message, step)

@@ -1,0 +1,59 @@
+-- What is odd of the tables $1, a JSON list of {name, columns: {name: type}, checks: [names]}: a policy
+-- that hides rows from this role, what runs when a row is written, columns of other types, columns
+-- and rules that are not ours. `kind` says which of these a row tells.
+WITH asked AS (
+    SELECT t.oid, a.name, a.columns, a.checks
+    FROM jsonb_to_recordset($1::jsonb) AS a (name text, columns jsonb, checks jsonb)
+    JOIN pg_catalog.pg_namespace AS n ON n.nspname = split_part(a.name, '.', 1)
+    JOIN pg_catalog.pg_class AS t
+        ON t.relnamespace = n.oid AND t.relname = split_part(a.name, '.', 2)
+),
+
+columns AS (
+    SELECT a.name AS tab, c.attname::text AS name, c.atttypid, c.atttypmod, c.attnotnull,
+        c.atthasdef OR c.attidentity <> '' OR c.attgenerated <> '' AS is_filled,
+        a.columns ->> c.attname::text AS type
+    FROM asked AS a
+    JOIN pg_catalog.pg_attribute AS c ON c.attrelid = a.oid
+    WHERE c.attnum > 0 AND NOT c.attisdropped
+),
+
+-- pg_trigger.h: 1 for each row, 2 before, 64 instead of.
+triggers AS (
+    SELECT
+        a.name AS tab,
+        CASE WHEN t.tgtype & 1 > 0 AND t.tgtype & 66 > 0 THEN 'dropper' ELSE 'trigger' END AS kind,
+        quote_ident(t.tgname) || ' (function ' || t.tgfoid::regproc || ')' AS name
+    FROM asked AS a
+    JOIN pg_catalog.pg_trigger AS t ON t.tgrelid = a.oid
+    WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+)
+
+SELECT 'policy' AS kind, name, '' AS what
+FROM asked
+WHERE row_security_active(oid)
+UNION ALL
+SELECT t.kind, t.tab, string_agg(t.name, ', ' ORDER BY t.name)
+FROM triggers AS t
+GROUP BY t.kind, t.tab
+UNION ALL
+SELECT 'rule', a.name, string_agg(quote_ident(r.rulename), ', ')
+FROM asked AS a
+JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = a.oid
+WHERE r.ev_type > '1' AND r.ev_enabled <> 'D'
+GROUP BY a.name
+UNION ALL
+SELECT 'type', tab || '.' || name, format_type(atttypid, atttypmod) || ' and not ' || type
+FROM columns
+WHERE type IS NOT NULL AND atttypid <> to_regtype(type)
+UNION ALL
+SELECT 'not null', tab || '.' || name, ''
+FROM columns
+WHERE type IS NULL AND attnotnull AND NOT is_filled
+UNION ALL
+SELECT 'constraint', a.name, string_agg(quote_ident(o.conname), ', ')
+FROM asked AS a
+JOIN pg_catalog.pg_constraint AS o ON o.conrelid = a.oid
+WHERE o.contype IN ('c', 'f', 'x') AND NOT a.checks ? o.conname::text
+GROUP BY a.name
+ORDER BY kind, name

@@ -1,0 +1,12 @@
+-- What sales and support see of the user $1.
+SELECT
+    user_id,
+    segment,
+    total_searches,
+    total_conversions,
+    lifetime_value::float8 AS lifetime_value,
+    previous_segment,
+    segment_changed_at,
+    synced_at
+FROM crm.user_segments
+WHERE user_id = $1

@@ -1,0 +1,32 @@
+-- The five tables and columns of the warehouse whose names look most like one of the tables $1 or one
+-- of the columns $2, two lists of names.
+WITH names AS (
+    SELECT t.table_schema || '.' || t.table_name AS place, t.table_name AS name, $1 AS wanted
+    FROM system.information_schema.tables AS t
+    WHERE t.table_catalog NOT IN ('system', 'temp')
+    UNION ALL
+    SELECT c.table_schema || '.' || c.table_name || '.' || c.column_name, c.column_name, $2
+    FROM system.information_schema.columns AS c
+    WHERE c.table_catalog NOT IN ('system', 'temp')
+),
+
+pairs AS (SELECT place, name, unnest(wanted) AS wanted FROM names),
+
+scored AS (
+    SELECT
+        place,
+        max(greatest(
+            jaro_winkler_similarity(lower(name), lower(wanted)),
+            -- `score` and `recommendation_score`: one holds the other.
+            CASE WHEN contains(lower(wanted), lower(name)) OR contains(lower(name), lower(wanted))
+                THEN 0.9 ELSE 0 END
+        )) AS likeness
+    FROM pairs
+    GROUP BY place
+)
+
+SELECT place
+FROM scored
+WHERE likeness >= 0.8
+ORDER BY likeness DESC, place
+LIMIT 5
