@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check fix test test-all test-faults histories demo demo-shell sync-all \
-	run-reverse-etl init-db bench bench-setup notebook test-notebook up down secrets check-images \
+	run-reverse-etl init-db check-run bench bench-setup notebook test-notebook up down secrets check-images \
 	test-stack test-airflow build lock audit \
 	clean
 .DELETE_ON_ERROR:
@@ -69,6 +69,9 @@ demo-shell: setup ## the same, then keep the servers up until Ctrl-C
 
 init-db: setup ## create or complete the tables in Postgres
 	@$(RUN) -m etl.init_db
+
+check-run: setup ## what a run needs with the settings of the environment, and what to do
+	@$(RUN) -m etl.check
 
 sync-all: setup ## run every sync with the settings of the environment
 	@$(RUN) -m etl --sync all
