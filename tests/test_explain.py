@@ -132,6 +132,17 @@ def test_the_key_its_time_and_what_a_run_would_write_are_told(
     assert explain("same")["recommendations"]["next_run"]["change"] == "insert"
 
 
+def test_of_a_key_that_never_expires_it_is_not_told_that_it_does(
+    marts: None, keys: redis.Redis
+) -> None:
+    keys.set("reco:new", "{}")
+
+    told = command("etl.explain", "new").stdout
+
+    assert "key reco:new, which never expires:" in told
+    assert "expires by itself" not in " ".join(told.split())
+
+
 def test_the_last_rejections_and_runs_are_told(marts: None) -> None:
     with pytest.raises(Exception, match="rejects"):
         user_segments.sync()
