@@ -18,6 +18,7 @@ from etl.check import check
 from etl.check.rights import needed
 from etl.init_db import init_db
 from etl.settings import Settings
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from demo.embedded import Servers
@@ -150,6 +151,7 @@ def test_a_role_with_the_rights_of_the_syncs_and_no_more_may_check(
     assert states(check()) == {}
 
 
+MARTS = {"main.mart_user_segments", "main.mart_recommendations"}
 LOGIN = {
     "a wrong password": {"POSTGRES_PASSWORD": "wrong"},
     "a port where nobody is": {"POSTGRES_PORT": "1"},
@@ -172,6 +174,7 @@ def test_a_server_that_lets_nobody_in_is_told_and_what_it_would_tell_is_skipped(
         findings = check()
 
         assert agrees(findings)
+    assert {one.found.partition(":")[0] for one in findings if one.name in SYNCS} == MARTS
     assert states(findings) == {
         "Postgres": "fail",
         **dict.fromkeys(
