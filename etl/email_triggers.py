@@ -47,7 +47,11 @@ _ESCAPES = (
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
 _MERGE = postgres.Merge(
-    "email_triggers", "crm.email_queue", frozenset(_RESULT | _GUARDED), "email_unwritten"
+    "email_triggers",
+    "crm.email_queue",
+    frozenset(_RESULT | _GUARDED),
+    recount="email_unwritten",
+    altered="email_altered",
 )
 
 

@@ -5,6 +5,9 @@ Sales and support see each user's segment there. One transaction; safe to run tw
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 import dataframely as dy
 import orjson
 import polars as pl
@@ -17,13 +20,23 @@ from etl.run import Run, execute
 from etl.run.contract import USER_ID_RULES, without_nul
 from etl.settings import Settings
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from etl.warehouse import Spool
+
+TABLE = "crm.user_segments"
+
+_UPDATE = postgres.Merge(
+    "user_segments_update", TABLE, frozenset({"updated", "changed_segment", "remaining"})
+)
 _MERGE = postgres.Merge(
     "user_segments",
-    "crm.user_segments",
+    TABLE,
     frozenset({"inserted", "updated", "changed_segment"}),
     altered="user_segments_altered",
 )
-_MIRROR = postgres.Merge("user_segments_mirror", "crm.user_segments", frozenset({"deleted"}))
+_MIRROR = postgres.Merge("user_segments_mirror", TABLE, frozenset({"deleted"}))
 
 
 class UserSegment(dy.Schema):
@@ -73,9 +86,11 @@ def sync(
 
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
-    reading = run.read_target("crm.user_segments", UserSegment)  # while the mart is read
+    reading = run.read_target(TABLE, UserSegment)  # while the mart is read
     segments = run.read(UserSegment, transform)
     target = reading.result() if reading else None
+    if target is None and not run.options.show and _first_load(run, segments):
+        return
     run.stage("staging", segments, target)
     if run.options.delete_missing and target is not None:
         run.stage_missing("gone", target, segments)
@@ -127,17 +142,47 @@ def sample_changes(run: Run, most: int) -> list[Change]:
     ]
 
 
+def _first_load(run: Run, segments: Spool) -> bool:
+    """COPY the users straight into an empty table; False: it has to be a merge."""
+    if not postgres.is_copyable(run.postgres, TABLE, segments.schema):
+        return False
+    # A merge of nobody: it tells of a column, key or right that only the next run would miss.
+    run.copy("staging", warehouse.Batches(segments.schema, iter(())))
+    run.merge(_MERGE, False)
+    with _unless_somebody_else_adds_them(), run.savepoint():
+        postgres.copy_to(run.postgres, TABLE, segments.batches(), segments.rows)
+        run.count({"inserted": segments.rows, "updated": 0, "unchanged": 0})
+        return True
+    return False
+
+
 def _merge(run: Run) -> dict[str, int]:
-    """Merge what is staged: new users by a plain INSERT, which costs half of ON CONFLICT."""
+    """Merge what is staged: an UPDATE of users who are there, then what that did not write."""
+    merged = {"inserted": 0, **run.merge(_UPDATE)}
+    if merged.pop("remaining"):
+        for name, count in _insert(run).items():
+            merged[name] += count
+    else:
+        postgres.refuse_altered(run.postgres, _MERGE)
+    return merged
+
+
+def _insert(run: Run) -> dict[str, int]:
+    """Merge new users by a plain INSERT, which costs half of ON CONFLICT."""
     plain_insert = True
+    with _unless_somebody_else_adds_them(), run.savepoint():
+        return run.merge(_MERGE, plain_insert)
+    return run.merge(_MERGE, not plain_insert)
+
+
+@contextlib.contextmanager
+def _unless_somebody_else_adds_them() -> Iterator[None]:
+    """Leave the block where another session has just added a user who was new to us."""
     try:
-        with run.savepoint():
-            return run.merge(_MERGE, plain_insert)
+        yield
     except SyncError as error:
         if error.sqlstate != postgres.UNIQUE_VIOLATION:
             raise
-    # Another session has just added a user who was new to us.
-    return run.merge(_MERGE, not plain_insert)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def stuck(select: Select, user_id: str, *flags: str) -> Iterator[subprocess.Pope
 
     After the block it is let through, unless it has ended.
     """
-    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%changes%'"
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%staging%'"
     process = None
     try:
         with in_the_way(user_id):

@@ -77,7 +77,7 @@ BROKEN: dict[str, tuple[list[str | Callable[[Path], None]], dict[str, str]]] = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_a_mart_is_told_as_a_run_tells_it(
     what: str, mart: Mart, environment: Path

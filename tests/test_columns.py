@@ -36,6 +36,10 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     updated = re.findall(r"(\w+) = excluded\.(\w+)", merge)
     compared = re.findall(r"\((t\.[^)]*)\)\s+IS DISTINCT FROM\s+\((s\.[^)]*)\)", merge)
     (row,) = select("SELECT * FROM crm.user_segments")
+    update = (SQL / "user_segments_update.sql").read_text()
+    staged = re.findall(r"(\w+) = s\.(\w+)", update)
+    differing = re.search(r"\((t\.[^)]*)\)\s+IS DISTINCT FROM\s+\((s\.[^)]*)\)", update)
+    assert differing is not None
     current = (SQL / "user_segments_current.sql").read_text()
     read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
     assert read_back is not None
@@ -53,6 +57,14 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         "user_segments_changes.sql": {a for a, b, c in pairs if a == b == c} | {"user_id"},
         "user_segments_changes.sql, delete": {_name(one) for one in deletes[1].split(",")}
         | {"user_id"},
+        "user_segments_update.sql, SET": {a for a, b in staged if a == b} | {"user_id"},
+        **{
+            f"user_segments_update.sql, comparison of {side[0]}": {
+                one.strip()[2:] for one in side.split(",")
+            }
+            | {"user_id"}
+            for side in differing.groups()
+        },
         "user_segments.sql, SET": {a for a, b in updated if a == b} - MAINTAINED | {"user_id"},
         **{
             f"user_segments.sql, INSERT {number}": {_name(one) for one in names.split(",")}

@@ -188,13 +188,62 @@ def test_a_mail_that_a_trigger_drops_fails_the_run(
     assert last_run(select, "email_triggers")["status"] == "failed"
 
 
+ALTERED_MAILS = {
+    "taken out again": (
+        "AFTER INSERT",
+        "DELETE FROM crm.email_queue WHERE user_id = NEW.user_id;",
+        "('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)",
+    ),
+    "queued as sent": (
+        "BEFORE INSERT",
+        "NEW.status := 'sent';",
+        "('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)",
+    ),
+    "not cancelled": ("BEFORE UPDATE", "NEW.status := OLD.status;", "('a', 'regular', 1, 0, 0)"),
+}
+
+
+@pytest.mark.parametrize("outcome", ALTERED_MAILS)
+def test_a_mail_that_is_there_otherwise_than_written_fails_the_run(
+    mart: Mart, select: Select, outcome: str
+) -> None:
+    event, change, after = ALTERED_MAILS[outcome]
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), *visit())
+    email_triggers.sync()
+    execute(
+        STAMP.format(change),
+        f"CREATE TRIGGER stamp {event} ON crm.email_queue FOR EACH ROW"
+        " EXECUTE FUNCTION crm.stamp()",
+    )
+    mart(segments(after), *visit())
+    before = digest(select)
+
+    said = failure(email_triggers.sync)
+
+    assert said.startswith("crm.email_queue: 1 rows are not there as they were written")
+    assert said.endswith("trigger stamp (function crm.stamp)")
+    assert digest(select) == before
+
+
+def test_a_trigger_that_keeps_the_mails_as_they_are_is_let_be(mart: Mart) -> None:
+    execute(
+        STAMP.format("NEW.updated_at := clock_timestamp();"),
+        "CREATE TRIGGER stamp BEFORE INSERT OR UPDATE ON crm.email_queue FOR EACH ROW"
+        " EXECUTE FUNCTION crm.stamp()",
+    )
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), *visit())
+    assert email_triggers.sync()["inserted"] == 1
+    mart(segments("('a', 'regular', 1, 0, 0)"), *visit())
+    assert email_triggers.sync()["cancelled"] == 1
+
+
 def test_a_mail_that_another_program_queued_meanwhile_is_held_back(
     mart: Mart, select: Select
 ) -> None:
     mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'at_risk', 1, 0, 0)"), *visit())
     theirs = (
         "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
-        " VALUES ('a', 'newsletter', now(), 1, '{}')"
+        " VALUES ('a', 'newsletter', now(), 1, '{}') ON CONFLICT DO NOTHING"
     )
 
     with during_the_merge(before=lambda _: execute(theirs)):

@@ -1,13 +1,15 @@
-"""The demo has its own settings, whatever the shell says."""
+"""The demo: what it tells, with settings of its own whatever the shell says."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
+import pty
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -41,32 +43,61 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_the_demo_and_the_lines_it_prints_run_whatever_the_shell_sets(folder: Path) -> None:
+def test_the_demo_tells_the_same_story_whatever_the_shell_sets(folder: Path) -> None:
+    environment = {**os.environ, **SHELL, "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)}
+
+    first, again = (run(folder, environment) for _ in range(2))
+
+    for told in (first, again):
+        assert len(told) <= 60
+        assert max(map(len, told)) <= 80
+    changed = [line for line in first if " -> " in line]
+    assert [line.split()[0] for line in changed[1:]] == [  # after the heads
+        "user_001398",
+        "user_006786",
+        "user_000005",
+    ]
+    assert "user_010001|{lifetime_value:too_small}" in first
+    assert [line for line in first if "refused: shrunk" in line]
+    assert [line for line in again if "10,000 unchanged, 3 rejected" in line]
+    assert not [line for line in again if "inserted" in line or "updated" in line]
+    assert (folder / ".demo" / "status.html").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_that_demo_shell_prints_are_there_and_ctrl_c_ends_it_with_0(
+    folder: Path,
+) -> None:
     environment = {**os.environ, **SHELL, "PYTHONPATH": str(ROOT)}
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "demo", "--keep"],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert demo.stdout is not None
-    output = []
-    for line in demo.stdout:  # until it waits, or ends
-        output.append(line)
-        if line.endswith("-m etl\n"):
-            break
-    try:
-        printed = [line for line in output if "psql" in line or line.endswith("-m etl\n")]
-        assert len(printed) == 2, "".join(output)
-        for line in printed:
-            ran = in_another_terminal(line, folder, environment)
-            assert ran.returncode == 0, ran.stderr
-    finally:
-        demo.send_signal(signal.SIGINT)
-        rest, _ = demo.communicate(timeout=60)
-    assert rest == "demo: stopped by SIGINT; the servers are down\n"
+    (folder / "Makefile").write_text(f"all:\n\t@{sys.executable} -m demo --keep\n")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execvpe("make", ["make"], environment)
+    shown = ""
+    with os.fdopen(terminal, "r+b", buffering=0) as screen:
+        while "every other command" not in shown:
+            shown += screen.read(4096).decode(errors="replace")
+        ran = subprocess.run(
+            ["sh", "-ec", "\n".join(shown_commands(shown))],
+            input="GET reco:user_000001\n",
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        time.sleep(0.5)
+        screen.write(b"\x03")
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while screen.read(4096):
+                pass
+    _, status = os.waitpid(pid, 0)
+
+    assert ran.returncode == 0, ran.stderr
+    assert '"destinations"' in ran.stdout
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.slow
@@ -91,16 +122,25 @@ def test_every_setting_of_the_service_and_of_libpq_is_known_as_one() -> None:
     assert settings_in([*SHELL, "PATH", "HOME", "TERM"]) == list(SHELL)
 
 
-def in_another_terminal(
-    line: str, folder: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", "-c", line.replace(".venv/bin/python", sys.executable)],
-        input="SELECT count(*) FROM crm.user_segments;",
+def run(folder: Path, environment: dict[str, str]) -> list[str]:
+    """The lines that `make demo` prints."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "demo"],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+def shown_commands(screen: str) -> list[str]:
+    """The command lines that were printed, psql with something to ask."""
+    lines = [line.strip() for line in screen.splitlines() if line.startswith("  ")]
+    commands = [line.partition("  #")[0].rstrip() for line in lines if "  # " in line]
+    assert commands == [". .demo/env", "psql", "python -m demo.redis_shell", "python -m etl.status"]
+    ask = "psql -Atc 'SELECT count(*) FROM crm.user_segments' < /dev/null"
+    return [ask if line == "psql" else line for line in commands]

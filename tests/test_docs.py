@@ -61,7 +61,7 @@ def test_a_partitioned_table_is_synced_like_any_other(
     mart(segments("('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
     user_segments.sync()
     page = (ROOT / "docs" / "scaling-out.md").read_text()
-    (sql,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    _, sql = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     psql = [*shlex.split(servers.psql), "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1"]
     subprocess.run(psql, input=sql, text=True, check=True)
     before = select("SELECT * FROM crm.user_segments ORDER BY user_id")

@@ -31,6 +31,14 @@ DESTINATIONS = """
 """
 # Everybody that the marts and the CRM know, and one more.
 USERS = ("left", "moves", "same", "bad", "twice", "new", "unheard")
+SENTENCES = {
+    "moves": "A run now would change segment at_risk -> regular, total searches 4 -> 1,004.",
+    "left": "one with --delete-missing would delete it.",
+    "bad": "Rejected, hence not used: segment has no value (segment:null); lifetime value is too",
+    "twice": "several rows have this id, and nobody knows which is right (duplicate)",
+    "same": "Oslo 0.50, not above 0.5: not recommended",
+    "new": "There is no key reco:new.",
+}
 
 
 @pytest.fixture
@@ -42,6 +50,7 @@ def marts(mart: Mart, keys: redis.Redis) -> None:
     mart(AFTER, DESTINATIONS.format(moves=0.7))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("user", "change", "columns"),
     [
@@ -71,17 +80,24 @@ def test_changed_columns_have_old_and_new_values(marts: None) -> None:
     }
 
 
-def test_explain_says_of_every_user_what_a_dry_run_says(marts: None) -> None:
+def test_every_user_is_told_as_a_dry_run_tells_them_without_changing_anything(
+    marts: None, select: Select, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     dry = user_segments.sync(dry_run=True, force=True, delete_missing=True, show=99)
+    before = (digest(select), dump(keys), select("SELECT * FROM etl.sync_runs"))
 
-    told = {user: explain(user)["crm"]["next_run"] for user in USERS}
+    told = {user: explain(user) for user in USERS}
 
-    changes = {one["user_id"]: one for one in dry["changes"]}
-    assert {user: one["change"] for user, one in told.items() if one["columns"]} == {
-        user: one["change"] for user, one in changes.items()
+    assert (digest(select), dump(keys), select("SELECT * FROM etl.sync_runs")) == before
+    runs = {user: one["crm"]["next_run"] for user, one in told.items()}
+    assert {one["user_id"]: (one["change"], one["columns"]) for one in dry["changes"]} == {
+        user: (run["change"], run["columns"]) for user, run in runs.items() if run["columns"]
     }
-    for user, one in changes.items():
-        assert told[user]["columns"] == one["columns"]
+    pages = {user: page.page(one) for user, one in told.items()}
+    assert max(len(line) for one in pages.values() for line in one.splitlines()) < 80
+    for user, sentence in SENTENCES.items():
+        assert sentence in " ".join(pages[user].split())
 
 
 def test_rejected_rows_are_shown_with_their_reasons(marts: None) -> None:
@@ -120,36 +136,11 @@ def test_the_last_rejections_and_runs_are_told(marts: None) -> None:
 
     told = explain("twice")
 
-    assert [one["reasons"] for one in told["rejections"]["last"]] == [["duplicate"]] * 2
+    (rejected,) = told["rejections"]["last"]
+    assert (rejected["reasons"], rejected["rows"]) == (["duplicate"], 2)
+    assert "But the last run was refused, see below" in page.page(told)
     runs = {one["sync"]: one["status"] for one in told["runs"]["last"]}
     assert runs == {"user_segments": "refused", "recommendations": "ok"}
-
-
-def test_it_changes_nothing(marts: None, select: Select, keys: redis.Redis) -> None:
-    before = (digest(select), dump(keys), select("SELECT * FROM etl.sync_runs"))
-
-    for user in USERS:
-        explain(user)
-
-    assert (digest(select), dump(keys), select("SELECT * FROM etl.sync_runs")) == before
-
-
-def test_every_kind_of_user_reads_well_in_80_columns(
-    marts: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    pages = {user: page.page(explain(user)) for user in USERS}
-
-    assert max(len(line) for one in pages.values() for line in one.splitlines()) < 80
-    assert "segment at_risk -> regular, total_searches 4 -> 1,004" in " ".join(
-        pages["moves"].split()
-    )
-    assert "one with --delete-missing would delete it" in " ".join(pages["left"].split())
-    assert "Rejected, hence not used: segment has no value (segment:null)" in pages["bad"]
-    assert "several rows have this id" in pages["twice"]
-    assert "Oslo 0.50, not above 0.5: not recommended" in pages["same"]
-    assert "There is no key reco:new." in pages["new"]
 
 
 # The command line
@@ -171,6 +162,7 @@ def test_a_user_whom_nobody_knows_is_one_line_and_exit_code_1(marts: None) -> No
     assert told.stderr.startswith("etl: nobody knows the user unheard: not the marts, the CRM,")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("user", ["123", "1e5", "None", "-5", "[1]", "a b", "ä😀", "'; --"])
 def test_ids_are_text_whatever_they_look_like(user: str, mart: Mart) -> None:
     quoted = user.replace("'", "''")

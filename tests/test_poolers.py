@@ -96,6 +96,16 @@ def test_nothing_is_left_in_the_sessions_of_the_pool(
     assert each_session(LEFT) == before
 
 
+def test_temporary_tables_that_others_left_are_not_in_the_way(pooled: int, mart: Mart) -> None:
+    mart(users("at_risk", 1))
+    user_segments.sync()
+    for name in ("shard", "staging", "gone"):
+        each_session(f"CREATE TEMP TABLE {name} AS SELECT 1 AS one")
+    mart(users("at_risk", 2))
+
+    assert user_segments.sync(delete_missing=True)["updated"] == 3_000
+
+
 def test_two_runs_of_a_sync_never_overlap_in_a_pool(
     pooled: int, mart: Mart, select: Select
 ) -> None:
@@ -202,10 +212,10 @@ def each_session(query: str) -> list[Any]:
         with raw() as run:
             run("BEGIN")
             together.wait(30)
-            (row,) = run(query)
+            rows = run(query)
             together.wait(30)
             run("COMMIT")
-            return row
+            return rows
 
     with ThreadPoolExecutor(SESSIONS) as threads:
         return list(threads.map(ask, range(SESSIONS)))

@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from demo import sample
+from demo import days, sample
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = EPOCH + timedelta(days=1)
@@ -150,6 +150,30 @@ def test_a_build_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_day_2_has_three_bad_rows_and_day_1_fewer_users(tmp_path: Path) -> None:
+    days.build(tmp_path, 300, EPOCH, EPOCH)
+
+    users = {
+        day: rows(
+            tmp_path / f"{day}.duckdb",
+            "SELECT count(*), max(segmented_at)::DATE::VARCHAR FROM mart_user_segments",
+        )
+        for day in ("day1", "day2", "lost")
+    }
+    assert users["day2"] == [(303, "2026-03-01")]
+    assert users["day1"][0][1] == "2026-02-28"
+    assert users["lost"][0][0] < 150 < users["day1"][0][0] < 300
+
+
+def test_a_day_takes_the_place_of_another(tmp_path: Path) -> None:
+    days.build(tmp_path, 10, EPOCH, LATER)
+    for day in ("day1", "day2"):
+        days.switch(tmp_path, day)
+        assert (tmp_path / "warehouse.duckdb").read_bytes() == (
+            tmp_path / f"{day}.duckdb"
+        ).read_bytes()
 
 
 def rows(warehouse: Path, sql: str) -> list[tuple[Any, ...]]:

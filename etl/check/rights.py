@@ -10,9 +10,7 @@ from etl.plumbing import queries
 # What the syncs call; everybody may, unless somebody took that away.
 FUNCTIONS = {"etl.shard_of": "text, integer"}
 
-# The role of the syncs, and the lists of roles in roles.sql that it is in.
-_GRANTEES = re.compile(r"searchflow_etl|:roles|:jobs")
-
+_SET = re.compile(r"^\\set (\w+) (.*)$", re.MULTILINE)
 _GRANT = re.compile(r"^GRANT (.+?)\s+ON (.+?)\s+TO ([^;]+);", re.MULTILINE | re.DOTALL)
 _PRIVILEGE = re.compile(r"(\w+)(?: \(([^)]*)\))?")
 _TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS (\S+) \(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
@@ -25,11 +23,11 @@ _COLUMN = re.compile(
 
 def needed() -> list[dict[str, Any]]:
     """Return the rights of searchflow_etl as dicts: kind, name, privilege, columns (None: all)."""
-    text = re.sub(r"--.*", "", queries.load("postgres", "roles"))
+    text = _expanded(re.sub(r"--.*", "", queries.load("postgres", "roles")))
     rights = [
         {**target, "privilege": privilege, "columns": columns.split(", ") if columns else None}
         for privileges, targets, grantees in _GRANT.findall(text)
-        if any(_GRANTEES.fullmatch(one) for one in re.split(r",\s*", grantees.strip()))
+        if "searchflow_etl" in re.split(r",\s*", grantees.strip())
         for target in _targets(targets)
         for privilege, columns in _PRIVILEGE.findall(privileges)
     ]
@@ -38,6 +36,19 @@ def needed() -> list[dict[str, Any]]:
         for name in FUNCTIONS
     ]
     return [{**right, "place": place} for place, right in enumerate(rights)]
+
+
+def _expanded(text: str) -> str:
+    """Put the values of psql's variables in their places, as its meta-command makes them."""
+    values: dict[str, str] = {}
+
+    def value(found: re.Match[str]) -> str:
+        return values.get(found[1], found[0])
+
+    for name, words in _SET.findall(text):
+        parts = re.findall(r"'([^']*)'|(:\w+)", words)
+        values[name] = "".join(quoted or re.sub(r":(\w+)", value, other) for quoted, other in parts)
+    return re.sub(r":(\w+)", value, text)
 
 
 def _targets(text: str) -> list[dict[str, str]]:
@@ -57,9 +68,12 @@ def tables() -> list[dict[str, Any]]:
             "name": name,
             "columns": {column: type_ for column, type_, _ in _COLUMN.findall(body)},
             "checks": [
-                f"{name.partition('.')[2]}_{column}_check"
-                for column, _, rest in _COLUMN.findall(body)
-                if "CHECK" in rest
+                *re.findall(r"CONSTRAINT (\w+)", body),
+                *(
+                    f"{name.partition('.')[2]}_{column}_check"
+                    for column, _, rest in _COLUMN.findall(body)
+                    if "CHECK" in rest
+                ),
             ],
         }
         for name, body in _TABLE.findall(queries.load("postgres", "schema"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import shutil
 import sys
 import textwrap
@@ -11,37 +10,33 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from etl.explain import words
-from etl.explain.words import when
+from etl.explain import lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    Told = dict[str, Any]
-
-# Mails that are shown; --json has all of them.
-_MOST_MAILS = 10
-
-_UNSHOWN = {"user_id", "built_at"}
+    from collections.abc import Iterable
 
 
-def page(told: Told) -> str:
+def page(told: dict[str, Any]) -> str:
     """Return what `explain()` returned as text."""
-    now, errors = told["at"], _Errors()
-    sections = {
-        f"User {told['user_id']}, {now:%Y-%m-%d %H:%M} UTC": [],
-        "Mart: what dbt knows": _mart(told["mart"], now),
-        "CRM: what sales and support see": _crm(told["crm"], told["mart"], now),
-        "Mails": _mails(told["mails"], told["mart"], now),
-        "Recommendations: what the search page reads": _recommendations(told["recommendations"]),
-        "Rejected rows": _rejections(told["rejections"], now),
-        "Last runs": _runs(told["runs"], now),
+    now, mart = told["at"], told["mart"]
+    runs = {run["sync"]: run for run in told["runs"].get("last", [])}
+    sections: dict[str, Iterable[str]] = {
+        f"User {told['user_id']}, {now:%Y-%m-%d %H:%M} UTC": (),
+        "Mart: what dbt knows": lines.mart(mart, now),
+        "CRM: what sales and support see": lines.crm(told["crm"], mart, runs, now),
+        "Mails": lines.mails(told["mails"], mart, runs, now),
+        "Recommendations: what the search page reads": lines.recommendations(
+            told["recommendations"], runs
+        ),
+        "Rejected rows": lines.rejections(told["rejections"], now),
+        "Last runs": lines.runs(told["runs"], now),
     }
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    errors = _Errors()
     with console.capture() as shown:
-        for head, lines in sections.items():
+        for head, section in sections.items():
             console.print(Text(head, "bold"))
-            for line in lines:
+            for line in section:
                 console.print(Text(_wrapped(errors.once(line))))
             console.print()
     return shown.get().rstrip()
@@ -61,208 +56,6 @@ class _Errors:
             return f"{mark}cannot be told, for the reason above"
         self._told.add(error)
         return line
-
-
-def _mart(mart: Told, now: dt.datetime) -> Iterator[str]:
-    if "error" in mart:
-        yield _untold(mart)
-        return
-    if not mart["accepted"] and not mart["rejected"]:
-        yield "There is no row of this user in mart_user_segments."
-    for row in mart["accepted"]:
-        yield words.columns(_shown(row))
-    yield from _rejected(mart["rejected"])
-    if mart["built_at"]:
-        yield f"built {when(mart['built_at'], now)}"
-
-
-def _rejected(rows: list[Told]) -> Iterator[str]:
-    for row in rows:
-        why = "; ".join(words.rejected(reason) for reason in row["reasons"])
-        yield f"Rejected, hence not used: {why}"
-        yield f"  {words.columns(_shown(row['row']))}"
-
-
-def _crm(crm: Told, mart: Told, now: dt.datetime) -> Iterator[str]:
-    if "error" in crm:
-        yield _untold(crm)
-        return
-    row = crm["row"]
-    if row is None:
-        yield "There is no row of this user in crm.user_segments."
-    else:
-        before = f" from {row['previous_segment']}" if row["previous_segment"] else ""
-        yield f"segment {row['segment']}, entered{before} {when(row['segment_changed_at'], now)}"
-        figures = ("total_searches", "total_conversions", "lifetime_value")
-        yield words.columns({name: row[name] for name in figures})
-        yield f"last written {when(row['synced_at'], now)}"
-    yield _a_run(_crm_decision(crm["next_run"], bool(mart.get("rejected"))))
-
-
-def _crm_decision(decision: Told, is_rejected: bool) -> str:
-    if "error" in decision:
-        return _untold(decision)
-    changes = ", ".join(words.change(name, one) for name, one in decision["columns"].items())
-    return {
-        "insert": "would add the user, as the mart has it",
-        "update": f"would change {changes}",
-        "unchanged": "would change nothing",
-        "delete": "would keep the row of a user who left the mart; one with --delete-missing"
-        " would delete it",
-        "none": "would do nothing, because the mart's row is rejected"
-        if is_rejected
-        else "would do nothing",
-    }[decision["change"]]
-
-
-def _mails(mails: Told, mart: Told, now: dt.datetime) -> Iterator[str]:
-    if "error" in mails:
-        yield _untold(mails)
-        return
-    for one in mails["suppressions"]:
-        what = "every mail" if one["template"] == "*" else one["template"]
-        why = f": {one['reason']}" if one["reason"] else ""
-        yield f"unsubscribed from {what} {when(one['since'], now)}{why}"
-    if mails["not_on_allowlist"]:
-        yield "not on the allowlist: while that has users, nobody else is handed a mail"
-    yield from _mail_decisions(mails, mart, now)
-    for mail in mails["mails"][:_MOST_MAILS]:
-        yield from _mail(mail, now)
-    if not mails["mails"]:
-        yield "No mail was ever queued."
-    elif (more := len(mails["mails"]) - _MOST_MAILS) > 0:
-        yield f"and {more:,} older ones (--json has them)"
-
-
-def _mail_decisions(mails: Told, mart: Told, now: dt.datetime) -> Iterator[str]:
-    decision = mails["next_run"]
-    if "error" in decision:
-        yield _a_run(_untold(decision))
-        return
-    for visit, moment in decision["visits"].items():
-        yield f"{visit.removesuffix('_at').replace('_', ' ')} {when(moment, now)}"
-    for one in decision["decisions"]:
-        yield f"A run now: {_decided(one, now)}."
-        if one["template"] in mails["paused"]:
-            yield f"The template {one['template']} is paused: workers are handed none."
-    if not decision["decisions"]:
-        yield f"A run now: no mail, because {_no_occasion(decision, mart)}."
-
-
-def _decided(one: Told, now: dt.datetime) -> str:
-    text, by = words.outcome(one["outcome"], one["template"]), one["by"]
-    if by:
-        text += f": {by['template']}, {when(by['at'], now)}"
-    if one["until"]:
-        text += f". Possible again {when(one['until'], now)}"
-    elif one["outcome"] == "held back: cooldown":
-        text += ". It is sent once and never again"
-    return text
-
-
-def _no_occasion(decision: Told, mart: Told) -> str:
-    if decision["segment"] is not None:
-        return f"there is no template for the segment {decision['segment']}"
-    if mart.get("rejected"):
-        return "the mart's row is rejected"
-    return "the user is not in the mart"
-
-
-def _mail(mail: Told, now: dt.datetime) -> Iterator[str]:
-    status, reason = mail["status"], mail["reason"]
-    why = f": {reason}" if reason else ""
-    attempts = f", attempt {mail['attempts']}" if mail["attempts"] else ""
-    state = {
-        "pending": f"waits, queued {when(mail['created_at'], now)}{attempts}{why}",
-        "processing": f"is being sent, claimed {when(mail['claimed_at'], now)}{attempts}",
-        "sent": f"sent {when(mail['sent_at'], now)}",
-        "failed": f"failed {when(mail['updated_at'], now)}{attempts}{why}",
-        "cancelled": f"cancelled {when(mail['updated_at'], now)}, because"
-        f" {words.cancelled(reason)}",
-    }[status]
-    yield f"- {mail['template']} {state}"
-    yield f"    for the visit {when(mail['episode_at'], now)}"
-    if status == "pending" and mail["not_before"] and mail["not_before"] > now:
-        yield f"    next attempt {when(mail['not_before'], now)}"
-    if status == "pending" and mail["expires_at"] and mail["expires_at"].year < 9999:
-        yield f"    expires {when(mail['expires_at'], now)}"
-
-
-def _recommendations(told: Told) -> Iterator[str]:
-    mart = told["mart"]
-    if "error" in mart:
-        yield f"mart: {_untold(mart)}"
-    else:
-        for row in mart["accepted"]:
-            low = row["score"] <= told["min_score"]
-            why = f", not above {told['min_score']:g}: not recommended" if low else ""
-            yield f"{row['destination']} {row['score']:.2f}{why}"
-        yield from _rejected(mart["rejected"])
-        if not mart["accepted"] and not mart["rejected"]:
-            yield "There is no row of this user in mart_recommendations."
-    if "error" in told:
-        yield _untold(told)
-        return
-    if told["value"] is None:
-        yield f"There is no key {told['key']}."
-    else:
-        yield f"key {told['key']}, {words.left(told['seconds_left'])}:"
-        yield f"  {_destinations(told['value'])}"
-    yield _a_run(_key_decision(told["next_run"], told["value"] is not None))
-
-
-def _key_decision(decision: Told, is_there: bool) -> str:
-    if "error" in decision:
-        return _untold(decision)
-    expires = "; the key expires by itself" if is_there else ""
-    return {
-        "insert": f"would write {_destinations(decision['value'])}",
-        "update": f"would write {_destinations(decision['value'])}",
-        "unchanged": "would write the same again, for another 24 hours",
-        "none": f"would write no key, because there is nothing to recommend{expires}",
-    }[decision["change"]]
-
-
-def _destinations(value: Any) -> str:
-    if not isinstance(value, dict) or not isinstance(value.get("destinations"), list):
-        return str(value)
-    return f"{', '.join(map(str, value['destinations']))}; score {value.get('score')}"
-
-
-def _rejections(rejections: Told, now: dt.datetime) -> Iterator[str]:
-    if "error" in rejections:
-        yield _untold(rejections)
-        return
-    if not rejections["last"]:
-        yield "No row of this user is among them."
-    for one in rejections["last"]:
-        why = "; ".join(words.rejected(reason) for reason in one["reasons"])
-        yield f"{one['sync']} {when(one['rejected_at'], now)}: {why}"
-
-
-def _runs(runs: Told, now: dt.datetime) -> Iterator[str]:
-    if "error" in runs:
-        yield _untold(runs)
-        return
-    if not runs["last"]:
-        yield "No sync ever ran."
-    for one in runs["last"]:
-        why = f": {one['error']}" if one["error"] else ""
-        yield f"{one['sync']} {one['status']}, {when(one['started_at'], now)}{why}"
-
-
-def _shown(row: Told) -> Told:
-    return {name: value for name, value in row.items() if name not in _UNSHOWN}
-
-
-def _a_run(decision: str) -> str:
-    return (
-        f"A run now {decision}." if not decision.startswith("cannot") else f"A run now: {decision}"
-    )
-
-
-def _untold(section: Told) -> str:
-    return f"cannot be told: {section['error']}"
 
 
 def _wrapped(line: str) -> str:

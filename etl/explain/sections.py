@@ -154,7 +154,9 @@ def _runs(connection: Connection, _: str) -> dict[str, Any]:
     """The last run of each sync."""
     runs = postgres.query(connection, "status_runs", 1)
     facts = ("sync", "status", "started_at", "finished_at", "error")
-    return {"last": [{name: run[name] for name in facts} for run in runs if not run["lock_taken"]]}
+    last = {run["sync"]: run for run in runs if not run["lock_taken"]}
+    known = [last[sync] for sync in decisions.SYNCS if sync in last]
+    return {"last": [{name: run[name] for name in facts} for run in known]}
 
 
 def _recommendations(source: Read, user_id: str, settings: Settings) -> dict[str, Any]:

@@ -11,8 +11,8 @@ _REASONS = {
     "empty": "is empty",
     "too_long": "is longer than 255 characters",
     "nul": "holds a NUL byte",
-    "too_small": "is smaller than a sound mart has it",
-    "too_large": "is larger than a sound mart has it",
+    "too_small": "is too small",
+    "too_large": "is too large",
     "not_finite": "is no number",
     "unfit": "does not fit the type of its column",
     "in_the_future": "lies in the future",
@@ -76,11 +76,11 @@ def left(seconds: int | None) -> str:
 
 
 def rejected(reason: str) -> str:
-    """Why a row was rejected: `segment has no value (segment:null)`."""
+    """Why a row was rejected: `total searches is too small (total_searches:too_small)`."""
     if reason == "duplicate":
         return "several rows have this id, and nobody knows which is right (duplicate)"
     column, _, rule = reason.partition(":")
-    return f"{column} {_REASONS.get(rule, 'breaks a rule')} ({reason})"
+    return f"{spoken(column)} {_REASONS.get(rule, 'breaks a rule')} ({reason})"
 
 
 def outcome(word: str, template: str) -> str:
@@ -98,13 +98,18 @@ def cancelled(reason: str | None) -> str:
 
 
 def columns(row: dict[str, Any]) -> str:
-    """The figures of a row: `segment at_risk, total_searches 12, lifetime_value 12.50`."""
-    return ", ".join(f"{name} {value(one)}" for name, one in row.items())
+    """The figures of a row: `segment at_risk, total searches 12, lifetime value 12.50`."""
+    return ", ".join(f"{spoken(name)} {value(one)}" for name, one in row.items())
 
 
 def change(name: str, values: dict[str, Any]) -> str:
-    """What becomes of a column: `total_searches 12 -> 13`."""
-    return f"{name} {value(values['old'])} -> {value(values['new'])}"
+    """What becomes of a column: `total searches 12 -> 13`."""
+    return f"{spoken(name)} {value(values['old'])} -> {value(values['new'])}"
+
+
+def spoken(column: str) -> str:
+    """The name of a column as people say it: `first seen` for first_seen_at."""
+    return column.removesuffix("_at").replace("_", " ")
 
 
 def value(one: Any) -> str:

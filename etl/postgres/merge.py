@@ -51,8 +51,7 @@ def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, in
     if (unwritten := counts.pop("unwritten")) and what.recount:
         unwritten = query(connection, what.recount)[0]["rows"]
     refuse_unwritten(connection, what.table, unwritten)
-    if what.altered:
-        _refuse_altered(connection, what.table, query(connection, what.altered)[0]["rows"])
+    refuse_altered(connection, what)
     log.event("merge.done", merge=what.name, seconds=round(time.perf_counter() - begun, 3))
     return counts
 
@@ -85,13 +84,17 @@ def refuse_unwritten(connection: Connection, table: str, rows: int) -> None:
         )
 
 
-def _refuse_altered(connection: Connection, table: str, rows: int) -> None:
-    """End a run whose rows are not what the target made of them."""
-    if rows:
-        triggers = _triggers_and_rules(connection, table) or "none"
+def refuse_altered(connection: Connection, what: Merge) -> None:
+    """End a run whose staged rows are not what the target made of them.
+
+    Raises:
+        SyncError: it says how many, and names the triggers and rules that may be the reason.
+    """
+    if what.altered and (rows := query(connection, what.altered)[0]["rows"]):
+        triggers = _triggers_and_rules(connection, what.table) or "none"
         raise SyncError(
-            f"{table}: {rows:,} rows are not there as they were written, so all was rolled back;"
-            " compare its columns with sql/postgres/schema.sql, and see what its triggers and"
+            f"{what.table}: {rows:,} rows are not there as they were written, so all was rolled"
+            " back; compare its columns with sql/postgres/schema.sql, and see what its triggers and"
             f" rules do: {triggers}"
         )
 

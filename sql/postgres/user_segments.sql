@@ -1,4 +1,5 @@
--- Merge the staged segments into crm.user_segments and count what that did.
+-- Merge the staged segments into crm.user_segments and count what that did, after the UPDATE of
+-- user_segments_update.sql, whose rows it leaves alone.
 -- Only new and different rows are written, so that synced_at means what it says.
 -- $1: new users go by a plain INSERT, which costs half of ON CONFLICT, but ends in a unique
 -- violation when another session has just added one of them.
@@ -10,9 +11,12 @@ WITH changes AS MATERIALIZED (
     LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
     WHERE
         t.user_id IS NULL
-        OR (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
-        IS DISTINCT FROM
-        (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
+        OR (
+            t.synced_at <> now() -- a trigger may have changed what was written
+            AND (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+            IS DISTINCT FROM
+            (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
+        )
 ),
 
 added AS (
