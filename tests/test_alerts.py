@@ -82,7 +82,8 @@ def test_a_failure_is_told_with_its_line_its_host_its_run_and_the_next_command(
     for line in finished.stderr.splitlines():
         if line.startswith("etl: "):
             assert line.removeprefix("etl: ") in told
-    assert [result["run_id"] for result in ran if result["run_id"] not in told] == []
+    runs = {result["sync"]: result["run_id"] for result in ran}
+    assert [sync for sync in failed if runs[sync] not in told] == []
     assert "next: python -m etl.user_segments --dry-run\n" in told
     assert "next: python -m etl\n" in told
     assert f"host {socket.gethostname()}" in told
