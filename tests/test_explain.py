@@ -208,6 +208,17 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: tuple[str, ...], said: s
     assert said in told.stderr
 
 
+def test_no_order_reaches_the_terminal(mart: Mart) -> None:
+    user = "a\x1b[31m\u202e"
+    mart(segments(f"('{user}', 'x' || chr(27) || '[2J', 1, 0, 0)"))
+
+    told, nobody = command("etl.explain", user), command("etl.explain", f"{user}b")
+
+    assert "User a\\u001b[31m\\u202e, " in told.stdout
+    for line in (told.stdout + nobody.stdout + nobody.stderr).splitlines():
+        assert line.isprintable(), line
+
+
 # What is away
 
 AWAY: dict[str, tuple[dict[str, str], str, str]] = {
