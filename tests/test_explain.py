@@ -151,7 +151,7 @@ def test_the_last_rejections_and_runs_are_told(marts: None) -> None:
 
     (rejected,) = told["rejections"]["last"]
     assert (rejected["reasons"], rejected["rows"]) == (["duplicate"], 2)
-    assert "But the last run was refused, see below" in page.page(told)
+    assert "But the last run did not go through (refused, see below)" in page.page(told)
     runs = {one["sync"]: one["status"] for one in told["runs"]["last"]}
     assert runs == {"user_segments": "refused", "recommendations": "ok"}
 
