@@ -151,7 +151,7 @@ def test_the_last_rejections_and_runs_are_told(marts: None) -> None:
 
     (rejected,) = told["rejections"]["last"]
     assert (rejected["reasons"], rejected["rows"]) == (["duplicate"], 2)
-    assert "But the last run was refused, see below" in page.page(told)
+    assert "But the last run did not go through (refused, see below)" in page.page(told)
     runs = {one["sync"]: one["status"] for one in told["runs"]["last"]}
     assert runs == {"user_segments": "refused", "recommendations": "ok"}
 
@@ -206,6 +206,17 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: tuple[str, ...], said: s
 
     assert (told.returncode, told.stdout, told.stderr.count("\n")) == (2, "", 1)
     assert said in told.stderr
+
+
+def test_no_order_reaches_the_terminal(mart: Mart) -> None:
+    user = "a\x1b[31m\u202e"
+    mart(segments(f"('{user}', 'x' || chr(27) || '[2J', 1, 0, 0)"))
+
+    told, nobody = command("etl.explain", user), command("etl.explain", f"{user}b")
+
+    assert "User a\\u001b[31m\\u202e, " in told.stdout
+    for line in (told.stdout + nobody.stdout + nobody.stderr).splitlines():
+        assert line.isprintable(), line
 
 
 # What is away
