@@ -83,7 +83,7 @@ def _first_days(env: Mapping[str, str]) -> None:
     _step(
         "Whom would we mail that we did not yesterday? A dry run tells",
         env,
-        "python -m etl.email_triggers --dry-run | grep queued",
+        "python -m etl.email_triggers --dry-run | grep queued | sed 's/, *$//'",
     )
     _step("Load it: what differs is written, three bad rows are set aside", env, "python -m etl")
     _run(f'psql -Atc "{_REASONS}"', env)
@@ -109,7 +109,16 @@ def _end(env: Mapping[str, str]) -> None:
     )
     _run("psql -Atc 'SELECT count(*) FROM crm.user_segments'", env)
     days.switch(FOLDER, "day2")
-    _step("What is wrong, and what to do next", env, "python -m etl.status --check", code=1)
+    _step(
+        "dbt is mended. Which mail does one of the users get, and until when?",
+        env,
+        "python -m etl.explain user_006786 | grep -A 6 ^Mails",
+    )
+    _step(
+        "The status: what to do about the refusal",
+        env,
+        "python -m etl.status --check | grep -o 'next: [^)]*'",
+    )
     page = FOLDER / "status.html"
     _step("The same as a page for a browser", env, f"python -m etl.status --html {page}")
     report.write(f"Open {page}. Again: make demo. To look around: make demo-shell.")

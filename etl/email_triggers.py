@@ -20,7 +20,7 @@ import polars as pl
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.mail import decisions, rules, templates, warnings
+from etl.mail import decisions, lists, rules, templates, warnings
 from etl.mail.rules import NO_EPISODE_DATE, PAYLOAD_VERSION, Rule
 from etl.options import Options
 from etl.plumbing import queries
@@ -71,6 +71,7 @@ def sync(
     wait: float = 0,
     shard: tuple[int, int] | None = None,
     name_users: bool = False,
+    decisions: str | None = None,
     settings: Settings | None = None,
 ) -> SyncResult:
     """Bring crm.email_queue up to the mart.
@@ -82,6 +83,7 @@ def sync(
         shard: (i, n) loads shard i of n alone, for schedulers that spread a sync.
         name_users: let `outcomes` of a dry run name five users each; without it they only
             count, because a scheduler keeps what a task returns.
+        decisions: a .csv or .parquet file in which a dry run says what would become of each mail.
         settings: in place of those of the environment.
 
     Returns:
@@ -92,7 +94,9 @@ def sync(
     Raises:
         SyncError: nothing was changed; the message says why, `.result` what was known.
     """
-    options = Options(dry_run, force, wait=wait, shard=shard, name_users=name_users)
+    options = Options(
+        dry_run, force, wait=wait, shard=shard, name_users=name_users, decisions=decisions
+    )
     return execute("email_triggers", load, options, settings=settings)
 
 
@@ -252,9 +256,11 @@ def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decision
     unsubscribed = decisions.read_unsubscribed(run.postgres, run.folder / "unsubscribed").result()
 
     def changes(decided: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        for rows in decided:
-            totals.add(rows)
-            yield decisions.to_stage(rows)
+        with lists.writing(run.options.decisions) as write:
+            for rows in decided:
+                totals.add(rows)
+                write(rows)
+                yield decisions.to_stage(rows)
 
     with decisions.decide(
         warehouse.to_batches(triggers), queue, unsubscribed, run.as_of, run.settings.email_holdout

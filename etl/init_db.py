@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import NoReturn
+import time
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from etl import cli, postgres
 from etl.cli import report
@@ -14,7 +16,16 @@ from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _LOCK_TIMEOUT = "55P03"  # the SQLSTATE
+
+# A worker waits for a try of ours no longer than this.
+_SHORTLY = "SET LOCAL lock_timeout = '50ms'"
+_PATIENCE, _PAUSE = 2, 0.1  # seconds
+
+T = TypeVar("T")
 
 
 @failure.sanitised()
@@ -35,13 +46,7 @@ def init_db() -> list[str]:
         trust.check(connection, settings)
         missing = due_statements(connection)
         if missing:
-            _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
-            missing = due_statements(connection)
-            for name, ddl in missing.items():
-                if not _is_index_of_old_table(name, ddl, missing):
-                    _within_two_seconds(connection, settings, ddl, name)
-            trust.check(connection, settings)  # somebody may have made one of them just before us
-            connection.commit()
+            missing = _in_short_tries(connection, settings, partial(_make, connection, settings))
             _build_indices(connection, settings, missing)
         if templates.missing(connection):
             templates.update(connection, settings)
@@ -49,40 +54,95 @@ def init_db() -> list[str]:
     return list(missing)
 
 
-def _is_index_of_old_table(name: str, ddl: str, missing: dict[str, str]) -> bool:
-    table = re.search(r"^CREATE (?:UNIQUE )?INDEX IF NOT EXISTS \S+\s+ON (\S+)", ddl, re.MULTILINE)
-    return table is not None and table[1] not in missing
+class _LockedError(SyncError):
+    """What was to be made needs a lock that another session has."""
+
+
+def _in_short_tries(
+    connection: postgres.Connection, settings: Settings, make: Callable[[], T]
+) -> T:
+    """Do DDL as one transaction; again for two seconds where another session has a lock.
+
+    A try waits for a moment only, and lets go of what it had locked, because whoever comes
+    meanwhile waits behind it.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            postgres.execute(connection, _SHORTLY)
+            made = make()
+            connection.commit()
+        except _LockedError as error:
+            connection.rollback()
+            if time.monotonic() > until:
+                raise SyncError(
+                    f"Postgres ({settings.postgres_address}): gave up making {error}: another"
+                    f" session has held the lock it takes for {_PATIENCE} seconds; nothing was"
+                    " made, run it again later"
+                ) from error
+            time.sleep(_PAUSE)
+        else:
+            return made
+
+
+def _make(connection: postgres.Connection, settings: Settings) -> dict[str, str]:
+    """Make all but the indices of tables that are there; return what was missing."""
+    _execute(connection, queries.load("postgres", "init_db_lock"), "anything")
+    missing = due_statements(connection)
+    for name, ddl in missing.items():
+        if _index_of_old_table(ddl, missing) is None:
+            _execute(connection, ddl, name)
+    trust.check(connection, settings)  # somebody may have made one of them just before us
+    return missing
+
+
+def _execute(connection: postgres.Connection, statement: str, makes: str) -> None:
+    try:
+        postgres.execute(connection, statement)
+    except SyncError as error:
+        if error.sqlstate == _LOCK_TIMEOUT:
+            raise _LockedError(makes) from error
+        raise
+
+
+def _index_of_old_table(ddl: str, missing: dict[str, str]) -> str | None:
+    """Return the index that a statement makes, where its table was there before."""
+    made = re.search(
+        r"^CREATE (?:UNIQUE )?INDEX IF NOT EXISTS (\S+)\s+ON (\w+)\.(\w+)", ddl, re.MULTILINE
+    )
+    if made is None or f"{made[2]}.{made[3]}" in missing:
+        return None
+    return f"{made[2]}.{made[1]}"
 
 
 def _build_indices(
     connection: postgres.Connection, settings: Settings, missing: dict[str, str]
 ) -> None:
-    """Build what is missing without a lock that writers notice; one that was cut is built anew."""
-    due = {name: ddl for name, ddl in missing.items() if _is_index_of_old_table(name, ddl, missing)}
+    """Build what is missing without a lock that writers notice; one that was cut is built anew.
+
+    What stands behind an index in its statement, such as a key that takes it over, comes last.
+    """
+    due = {name: ddl for name, ddl in missing.items() if _index_of_old_table(ddl, missing)}
     if not due:
         return
-    # One at a time, in a transaction beside those of the indices, which can be in none.
-    _within_two_seconds(connection, settings, queries.load("postgres", "init_db_lock"))
-    with postgres.session(settings, "etl.init_db") as builder:
-        for name in due.keys() & due_statements(connection).keys():
-            postgres.execute_alone(builder, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-            postgres.execute_alone(builder, due[name].replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
-    connection.commit()
 
+    def build() -> None:
+        # One at a time, in a transaction beside those of the indices, which can be in none.
+        _execute(connection, queries.load("postgres", "init_db_lock"), "anything")
+        with postgres.session(settings, "etl.init_db") as builder:
+            for name in due.keys() & due_statements(connection).keys():
+                index = _index_of_old_table(due[name], missing)
+                ddl = due[name].partition(";")[0].replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
+                postgres.execute_alone(builder, f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
+                postgres.execute_alone(builder, ddl)
 
-def _within_two_seconds(
-    connection: postgres.Connection, settings: Settings, statement: str, makes: str = "anything"
-) -> None:
-    try:
-        postgres.execute(connection, "SET LOCAL lock_timeout = '2s'")
-        postgres.execute(connection, statement)
-    except SyncError as error:
-        if error.sqlstate != _LOCK_TIMEOUT:
-            raise
-        raise SyncError(
-            f"Postgres ({settings.postgres_address}): gave up making {makes}: another session has"
-            " held the lock it takes for 2 seconds; nothing was made, run it again later"
-        ) from error
+    def use() -> None:
+        for name, ddl in due.items():
+            if rest := ddl.partition(";")[2].strip():
+                _execute(connection, rest, name)
+
+    _in_short_tries(connection, settings, build)
+    _in_short_tries(connection, settings, use)
 
 
 def due_statements(connection: postgres.Connection) -> dict[str, str]:

@@ -22,6 +22,7 @@ class Options:
     shard: tuple[int, int] | None = None
     name_users: bool = False
     show: int = 0
+    decisions: str | None = None
     only_user: str | None = None  # for etl.explain, which runs no merge
 
     def __post_init__(self) -> None:
@@ -36,8 +37,13 @@ class Options:
             raise UsageError(
                 f"show must be a whole number from 0 to {MOST_SHOWN:,}, not {self.show!r}"
             )
-        if self.show and not self.dry_run:
-            raise UsageError("show works with a dry run alone; add --dry-run (dry_run=True)")
+        if self.decisions is not None and not _is_list(self.decisions):
+            raise UsageError(
+                f"decisions must be the name of a .csv or .parquet file, not {self.decisions!r}"
+            )
+        for name in ("show", "decisions"):
+            if getattr(self, name) and not self.dry_run:
+                raise UsageError(f"{name} works with a dry run alone; add --dry-run (dry_run=True)")
 
 
 def _is_number(value: object) -> bool:
@@ -46,6 +52,10 @@ def _is_number(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, str) and value.lower().endswith((".csv", ".parquet"))
 
 
 def _is_shard(value: object) -> bool:

@@ -47,7 +47,7 @@ class Settings:
     )
 
     postgres_statement_timeout: float = _setting(
-        900.0, "seconds that one statement may take", min=1
+        900.0, "seconds that one statement may take", min=1, max=1_000_000
     )
 
     # No variable: libpq reads PGSSLMODE and the like by itself. For who builds settings in code:

@@ -30,7 +30,7 @@ _SYNCS = (
     Sync("user_segments", flags=("delete_missing", "show")),
     Sync(
         "email_triggers",
-        flags=("name_users",),
+        flags=("name_users", "decisions"),
         counts=("cancelled", "suppressed", "held_back", "unmapped"),
         after="user_segments",
     ),

@@ -10,12 +10,15 @@ import test_roles
 from checks import GOOD, agrees, looked, states
 from destinations import as_superuser, execute, lock_held
 from fixture_types import Mart, Select
-from refusing import refusing
+from refusing import pgbouncer
 from test_roles import Become
 
-from etl import user_segments
+from etl import postgres, user_segments
 from etl.check import check
 from etl.check.rights import needed
+from etl.init_db import init_db
+from etl.settings import Settings
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from demo.embedded import Servers
@@ -98,7 +101,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_tables_is_told_as_a_run_tells_it(what: str, mart: Mart) -> None:
     statements, expected, phrase = BROKEN[what]
@@ -170,6 +173,7 @@ def test_a_server_that_lets_nobody_in_is_told_and_what_it_would_tell_is_skipped(
         findings = check()
 
         assert agrees(findings)
+    assert [one.name for one in findings if ": 2 rows, " in one.found] == list(SYNCS[:2])
     assert states(findings) == {
         "Postgres": "fail",
         **dict.fromkeys(
@@ -246,18 +250,34 @@ def test_the_answer_tells_version_tls_encoding_and_whether_a_pooler_is_between(
     assert server.found == f"airflow@127.0.0.1:{port}/searchflow: 18.6, no TLS, UTF8, direct"
 
 
-def test_a_server_that_answers_no_to_everybody_is_waited_for_by_nobody(
-    mart: Mart, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+def test_a_pooler_is_told_and_one_that_holds_no_transaction_fails_as_a_run_does(
+    mode: str, mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mart(*GOOD)
-    with (
-        refusing("the database system is starting up", "57P03") as server,
-        monkeypatch.context() as changed,
-    ):
-        changed.setenv("RETRY_SECONDS", "60")
-        changed.setenv("POSTGRES_PORT", str(server.port))
+    with pgbouncer(servers, mode, "default_pool_size = 3") as port, monkeypatch.context() as to:
+        to.setenv("POSTGRES_PORT", str(port))
 
-        (one,) = looked("Postgres")
+        findings = check()
 
-    assert one.advice == "it is being stopped or started: run again when it is up"
-    assert len(server.logins) <= 2
+        (server,) = [one for one in findings if one.name == "Postgres"]
+        assert server.state == ("ok" if mode == "transaction" else "fail")
+        assert mode == "statement" or server.found.endswith("through a pooler or proxy")
+        assert agrees(findings)
+
+
+def test_a_database_that_cannot_hold_every_character_is_a_warning(
+    servers: Servers, environment: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = "CREATE DATABASE old OWNER airflow ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    as_admin = {**servers.environment, "POSTGRES_USER": "postgres"}
+    with postgres.session(Settings.from_environment(as_admin), "tests") as connection:
+        postgres.execute_alone(connection, make)
+        with monkeypatch.context() as changed:
+            changed.setenv("POSTGRES_DB", "old")
+            init_db()
+            (server,) = looked("Postgres", "warn")
+        postgres.execute_alone(connection, "DROP DATABASE old WITH (FORCE)")
+
+    assert "LATIN1" in server.found
+    assert server.advice.startswith("use a database in UTF8")

@@ -11,9 +11,11 @@ import redis
 from checks import GOOD, agrees, states
 from destinations import dump
 from fixture_types import Mart
+from redis_sentinel import watched
 from redis_servers import Others
 
 from demo import sample
+from demo.embedded import Servers
 from etl import recommendations
 from etl.check import check
 from etl.errors import SyncError
@@ -29,8 +31,8 @@ ADDRESSES = {
     "a port where nobody is": {"REDIS_PORT": "1"},
     "a wrong password": {"REDIS_PASSWORD": "wrong"},
     "no such database": {"REDIS_DB": "99"},
-    "TLS with who has none": {"REDIS_TLS": "true"},
     "a file that is not there": {"REDIS_TLS": "true", "REDIS_CA_FILE": "/nowhere/ca.pem"},
+    "TLS with who has none": {"REDIS_TLS": "true"},
     "a certificate without TLS": {"REDIS_CA_FILE": "/nowhere/ca.pem"},
     "a Sentinel where none is": {"REDIS_SENTINEL": "mymaster"},
 }
@@ -52,6 +54,17 @@ def test_a_server_that_does_not_serve_is_told_as_a_run_tells_it(
         assert agrees(findings)
 
 
+def test_a_server_that_is_away_is_not_waited_for(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mart(*GOOD)
+    monkeypatch.setenv("REDIS_PORT", "1")
+    monkeypatch.setenv("RETRY_SECONDS", "0.1")
+
+    assert states(check()) == LOST
+    assert "redis.lost" not in caplog.text
+
+
 def test_a_replica_is_told_as_a_run_tells_it(mart: Mart, others: Others) -> None:
     mart(*GOOD)
     with others.server("--replicaof", "127.0.0.1", str(others.servers.redis_port)):
@@ -61,6 +74,7 @@ def test_a_replica_is_told_as_a_run_tells_it(mart: Mart, others: Others) -> None
         assert agrees(findings)
 
 
+@pytest.mark.slow
 def test_a_cluster_is_told_with_its_primaries(mart: Mart, others: Others) -> None:
     mart(*GOOD)
     with others.cluster(16_384, 0):
@@ -71,6 +85,7 @@ def test_a_cluster_is_told_with_its_primaries(mart: Mart, others: Others) -> Non
         assert "a cluster of 1 primaries" in _found("Redis")
 
 
+@pytest.mark.slow
 def test_a_cluster_without_all_slots_is_told_as_a_run_tells_it(mart: Mart, others: Others) -> None:
     mart(*GOOD)
     with others.cluster(16_000):
@@ -78,6 +93,22 @@ def test_a_cluster_without_all_slots_is_told_as_a_run_tells_it(mart: Mart, other
 
         assert states(findings) == LOST
         assert agrees(findings)
+
+
+@pytest.mark.slow
+def test_the_primary_that_sentinels_name_is_told(
+    mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(*GOOD)
+    with watched(servers) as group:
+        for name, value in group.environment.items():
+            monkeypatch.setenv(name, value)
+
+        findings = check()
+
+        assert states(findings) == {}
+        assert agrees(findings)
+        assert "the primary that Sentinels name, 1 replicas" in _found("Redis")
 
 
 def _user(keys: Any, *rules: str) -> None:
@@ -118,6 +149,7 @@ NOT_ENOUGH = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("what", NOT_ENOUGH)
 def test_a_right_that_a_run_needs_is_missed_without_a_key_written(
     what: str, mart: Mart, as_user: Become, keys: redis.Redis

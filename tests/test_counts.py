@@ -225,6 +225,20 @@ def test_a_mail_that_is_there_otherwise_than_written_fails_the_run(
     assert digest(select) == before
 
 
+def test_a_mail_held_out_that_a_trigger_drops_fails_the_run(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its row nobody could tell what the mails do."""
+    monkeypatch.setenv("EMAIL_HOLDOUT", "0.5")
+    mart(segments(", ".join(f"('u{n}', 'at_risk', 1, 0, 0)" for n in range(10))), *visit())
+    drop_in("crm.email_queue", "INSERT", "('holdout')", key="reason")
+
+    said = failure(email_triggers.sync)
+
+    assert "trigger swallow (function crm.swallow)" in said
+    assert not select("SELECT FROM crm.email_queue")
+
+
 def test_a_trigger_that_keeps_the_mails_as_they_are_is_let_be(mart: Mart) -> None:
     execute(
         STAMP.format("NEW.updated_at := clock_timestamp();"),

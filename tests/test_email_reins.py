@@ -331,6 +331,70 @@ def test_a_claim_costs_the_same_however_many_mails_may_not_go(
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 500
 
 
+# What stands behind a hundred thousand `w` of it; the user `x`, who comes last, may be mailed.
+PASSED_OVER = {
+    "suppressed": "INSERT INTO crm.email_suppressions (user_id)"
+    " SELECT 'w' || n FROM generate_series(1, {}) AS n",
+    "expired": "UPDATE crm.email_queue SET expires_at = now() WHERE user_id <> 'x'",
+    "off the allowlist": "INSERT INTO crm.email_allowlist (user_id) VALUES ('x')",
+    "mailed lately": "INSERT INTO crm.email_queue"
+    " (user_id, template, episode_at, priority, payload, status, sent_at)"
+    " SELECT 'w' || n, 'loyalty', 'epoch', 4, '{{}}', 'sent', now()"
+    " FROM generate_series(1, {}) AS n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("analyzed", [True, False], ids=["analyzed", "not analyzed"])
+@pytest.mark.parametrize("state", PASSED_OVER)
+def test_a_claim_looks_at_a_few_hundred_mails_however_many_are_passed_over(
+    state: str, analyzed: bool, database: Connection
+) -> None:
+    wait(100_000)
+    execute(
+        PASSED_OVER[state].format(100_000),
+        *(["ANALYZE crm.email_queue", "ANALYZE crm.email_suppressions"] if analyzed else []),
+    )
+    explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + queries.load("postgres", "claim_emails")
+
+    (row,) = postgres.select(database, explain, 5, "w1")
+
+    plan = json.loads(row["QUERY PLAN"])[0]["Plan"]
+    # 510 mails, each looked up, checked, and put off, which writes it to its indices.
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 510 * 50
+
+
+@pytest.mark.parametrize("state", PASSED_OVER)
+def test_claims_get_past_mails_that_may_not_go(state: str, ask: Ask) -> None:
+    wait(1_200)
+    execute(PASSED_OVER[state].format(1_200))
+
+    claims = [claim(ask, 5) for _ in range(3)]
+
+    assert [[mail["user_id"] for mail in mails] for mails in claims] == [[], [], ["x"]]
+
+
+def test_what_a_claim_passed_over_is_looked_at_again(ask: Ask) -> None:
+    wait(1_200)
+    execute(PASSED_OVER["off the allowlist"])
+    for _ in range(3):
+        claim(ask, 5)
+    execute("DELETE FROM crm.email_allowlist")
+
+    assert len(claim(ask, 2_000)) == 1_200 - 2 * 510
+    pass_time(1)
+    assert len(claim(ask, 2_000)) == 2 * 510
+
+
+def test_a_few_mails_that_may_not_go_stay_as_they_are(ask: Ask, select: Select) -> None:
+    wait(9)
+    execute(PASSED_OVER["suppressed"].format(9))
+    before = select("SELECT * FROM crm.email_queue WHERE user_id <> 'x' ORDER BY id")
+
+    assert [mail["user_id"] for mail in claim(ask)] == ["x"]
+    assert select("SELECT * FROM crm.email_queue WHERE user_id <> 'x' ORDER BY id") == before
+
+
 # Builders
 
 
@@ -344,6 +408,18 @@ def open_worker() -> Iterator[Ask]:
             return rows
 
         yield ask
+
+
+def wait(mails: int) -> None:
+    """Queue so many mails of one template to users `w1` and so on, and one to `x` behind them."""
+    execute(
+        "INSERT INTO crm.email_queue"
+        " (user_id, template, episode_at, priority, payload, created_at)"
+        " SELECT 'w' || n, 'welcome', 'epoch'::timestamptz, 2, '{}'::jsonb,"
+        " now() - INTERVAL '1 day'"
+        f" FROM generate_series(1, {mails}) AS n"
+        " UNION ALL SELECT 'x', 'welcome', 'epoch', 2, '{}', now()"
+    )
 
 
 def claim(ask: Ask, number: int = 99) -> list[dict[str, Any]]:

@@ -252,6 +252,48 @@ def test_a_role_without_rights_is_told_so(
     assert "plain" in finished.stderr
 
 
+def test_a_database_of_before_is_brought_up_without_a_wait_that_anybody_notices(
+    database: Connection, select: Select
+) -> None:
+    """Somebody reads the old table for a second; who comes meanwhile waits for 0.1 s at most."""
+    _do(database, "DROP TABLE crm.email_queue, crm.email_suppressions", *OLD_QUEUE)
+    settings = Settings.from_environment()
+    with (
+        postgres.session(settings, "reader") as reader,
+        postgres.session(settings, "writer") as writer,
+        ThreadPoolExecutor() as pool,
+    ):
+        postgres.select(reader, "SELECT user_id FROM crm.email_suppressions")
+        postgres.select(reader, "SELECT user_id FROM crm.email_queue")
+        making = pool.submit(init_db)
+        for number in range(6):
+            for insert in WRITES:
+                postgres.execute(writer, "SET LOCAL lock_timeout = '100ms'")
+                postgres.execute(writer, insert.format(number))
+                writer.commit()
+            time.sleep(0.1)
+        assert not making.done()
+        reader.rollback()
+
+        made = making.result(30)
+
+    assert "crm.email_suppressions.email_suppressions_key" in made
+    assert init_db() == []
+    key = "SELECT pg_get_constraintdef(oid) AS key FROM pg_constraint WHERE conname = '{}'"
+    assert select(key.format("email_suppressions_key")) == [
+        {"key": "PRIMARY KEY (user_id, template)"}
+    ]
+    assert select(key.format("email_suppressions_pkey")) == []
+    assert select("SELECT count(*) AS n FROM crm.email_suppressions") == [{"n": 7}]
+
+
+WRITES = (
+    "INSERT INTO crm.email_suppressions (user_id) VALUES ('n{}')",
+    "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+    " VALUES ('n{}', 'win_back', 'epoch', 3, '{{}}')",
+)
+
+
 # The command
 
 

@@ -20,5 +20,5 @@ def look(*, send: bool) -> list[Finding]:
         advice = "correct ALERT_URLS (docs/operations.md)"
         state = FAIL if send else WARN
         return [Finding(_NAME, state, problem, advice) for problem in problems]
-    told = "took a test message" if send else "are known to Apprise; --alert sends a test message"
-    return [Finding(_NAME, OK, f"{len(urls)} URLs of ALERT_URLS {told}")]
+    told = "took a test message" if send else "known to Apprise; --alert sends a test message"
+    return [Finding(_NAME, OK, f"ALERT_URLS: {len(urls)} {told}")]

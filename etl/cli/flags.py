@@ -12,7 +12,7 @@ from etl.options import Options
 from etl.syncs import BY_NAME, SYNCS, that_take
 
 # Flags that some syncs take.
-_SOME = ("delete_missing", "show")
+_SOME = ("delete_missing", "show", "decisions")
 
 _ABOUT = (
     "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
@@ -52,6 +52,12 @@ class Flags:
     show: int = flag(
         0, "N", "with user_segments and --dry-run: show N users who would change, old -> new"
     )
+    decisions: str | None = flag(
+        None,
+        "FILE",
+        "with email_triggers and --dry-run: write what would become of each mail to FILE, a .csv"
+        " or .parquet",
+    )
     json: bool = flag(False, "", "print one JSON object per sync on stdout and nothing else there")
 
 
@@ -82,7 +88,13 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
             one = f"{arguments.dashed(name)} works with {' or '.join(able)} alone"
             raise UsageError(f"{one}; add --sync {able[0]}")
     # It checks them.
-    Options(flags.dry_run, wait=flags.wait, shard=shard_of(flags), show=flags.show)
+    Options(
+        flags.dry_run,
+        wait=flags.wait,
+        shard=shard_of(flags),
+        show=flags.show,
+        decisions=flags.decisions,
+    )
     return flags
 
 

@@ -174,19 +174,20 @@ def recommendations(told: Told, runs: Told) -> Lines:
     else:
         yield f"key {told['key']}, {words.left(told['seconds_left'])}:"
         yield f"  {_destinations(told['value'])}"
-    yield _a_run(_key_decision(told["next_run"], told["value"] is not None))
+    expires = told["value"] is not None and (told["seconds_left"] or 0) >= 0
+    yield _a_run(_key_decision(told["next_run"], expires))
     yield from _stopped(runs.get("recommendations"))
 
 
-def _key_decision(decision: Told, is_there: bool) -> str:
+def _key_decision(decision: Told, expires: bool) -> str:
     if "error" in decision:
         return _untold(decision)
-    expires = "; the key expires by itself" if is_there else ""
+    ends = "; the key expires by itself" if expires else ""
     return {
         "insert": f"would write {_destinations(decision['value'])}",
         "update": f"would write {_destinations(decision['value'])}",
         "unchanged": "would write the same again, for another 24 hours",
-        "none": f"would write no key, because there is nothing to recommend{expires}",
+        "none": f"would write no key, because there is nothing to recommend{ends}",
     }[decision["change"]]
 
 
@@ -224,7 +225,8 @@ def runs(runs: Told, now: dt.datetime) -> Lines:
 def _stopped(run: Told | None) -> Lines:
     """Say where a run may well do nothing, because the last one did not go through."""
     if run and run["status"] not in ("ok", "running"):
-        yield f"But the last run was {run['status']}, see below: so may be the next."
+        status = run["status"]
+        yield f"But the last run did not go through ({status}, see below); the next may not either."
 
 
 def _shown(row: Told) -> Told:

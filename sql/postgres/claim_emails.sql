@@ -40,56 +40,70 @@ allowed AS MATERIALIZED (
     WHERE t.paused IS NOT true
 ),
 
--- One priority after the other, so that no more mails are locked than are taken.
+-- One priority after the other, so that no more mails are locked than are taken. Of each kind a claim
+-- looks at the first few hundred, however many may not go.
 next AS MATERIALIZED (
-    SELECT c.id, c.template, c.most
+    SELECT c.id, c.template, c.priority, c.most
     FROM (SELECT DISTINCT a.priority FROM allowed AS a ORDER BY a.priority) AS p
     CROSS JOIN LATERAL (
-        SELECT m.id, a.template, a.most
+        SELECT m.id, a.template, a.priority, a.most
         FROM allowed AS a
         CROSS JOIN LATERAL (
-            SELECT q.id, q.not_before, q.created_at
-            FROM crm.email_queue AS q
+            SELECT q.id, w.not_before, w.created_at
+            FROM (
+                SELECT n.id, n.user_id, n.not_before, n.created_at
+                FROM crm.email_queue AS n
+                WHERE
+                    n.status = 'pending'
+                    AND n.template = a.template
+                    AND n.priority = a.priority
+                    AND n.not_before <= pg_catalog.statement_timestamp()
+                ORDER BY n.not_before, n.created_at, n.id
+                LIMIT 500 + 2 * $1::bigint
+            ) AS w
+            JOIN crm.email_queue AS q ON q.id = w.id
             WHERE
+                -- Once more, because another claim may have been faster.
                 q.status = 'pending'
-                AND q.template = a.template
-                AND q.priority = a.priority
                 AND q.not_before <= pg_catalog.statement_timestamp()
                 AND (q.expires_at IS NULL OR q.expires_at > pg_catalog.statement_timestamp())
                 -- OFFSET 0 keeps these a look-up per mail: the planner might read the whole table.
                 AND NOT EXISTS (
                     SELECT
                     FROM crm.email_suppressions AS s
-                    WHERE s.user_id = q.user_id AND (s.template = '*' OR s.template = q.template)
+                    WHERE s.user_id = w.user_id AND s.template IN ('*', a.template)
                     OFFSET 0
                 )
                 AND (
                     NOT EXISTS (SELECT FROM crm.email_allowlist)
                     OR EXISTS (
-                        SELECT FROM crm.email_allowlist AS l WHERE l.user_id = q.user_id OFFSET 0
+                        SELECT FROM crm.email_allowlist AS l WHERE l.user_id = w.user_id OFFSET 0
                     )
                 )
                 -- What was sent since it was queued, by a late report or without the queue.
                 AND NOT EXISTS (
                     SELECT
-                    FROM crm.email_queue AS o
+                    FROM (
+                        -- By the user's mails, not by all that were sent: no index has these.
+                        SELECT
+                            u.template,
+                            coalesce(u.sent_at, '-infinity'::pg_catalog.timestamptz) AS sent_at
+                        FROM crm.email_queue AS u
+                        WHERE u.user_id = w.user_id AND a.has_rule
+                        OFFSET 0
+                    ) AS o
                     WHERE
-                        a.has_rule
-                        AND o.user_id = q.user_id
-                        AND o.sent_at IS NOT NULL
-                        AND (
-                            o.sent_at > pg_catalog.statement_timestamp() - a.min_gap
-                            OR (
-                                o.template = q.template
-                                AND (
-                                    a.cooldown IS NULL
-                                    OR o.sent_at > pg_catalog.statement_timestamp() - a.cooldown
-                                )
+                        o.sent_at > pg_catalog.statement_timestamp() - a.min_gap
+                        OR (
+                            o.template = a.template
+                            AND o.sent_at > coalesce(
+                                pg_catalog.statement_timestamp() - a.cooldown,
+                                '-infinity'::pg_catalog.timestamptz
                             )
                         )
                     OFFSET 0
                 )
-            ORDER BY q.not_before, q.created_at, q.id
+            ORDER BY w.not_before, w.created_at, w.id
             LIMIT a.most
             FOR UPDATE OF q SKIP LOCKED
         ) AS m
@@ -98,6 +112,59 @@ next AS MATERIALIZED (
         LIMIT $1::bigint
     ) AS c
     LIMIT $1::bigint
+),
+
+-- Kinds of which there are more mails than were looked at, and too few may go.
+starved AS (
+    SELECT a.template, a.priority
+    FROM allowed AS a
+    WHERE
+        (SELECT pg_catalog.count(*) FROM next) < $1::bigint
+        AND (
+            SELECT pg_catalog.count(*)
+            FROM next AS n
+            WHERE n.template = a.template AND n.priority = a.priority
+        ) < a.most
+),
+
+looked_at AS MATERIALIZED (
+    SELECT s.template, s.priority, m.id
+    FROM starved AS s
+    CROSS JOIN LATERAL (
+        SELECT n.id
+        FROM crm.email_queue AS n
+        WHERE
+            n.status = 'pending'
+            AND n.template = s.template
+            AND n.priority = s.priority
+            AND n.not_before <= pg_catalog.statement_timestamp()
+        ORDER BY n.not_before, n.created_at, n.id
+        LIMIT 500 + 2 * $1::bigint
+    ) AS m
+),
+
+looked_at_by_kind AS (
+    SELECT id, pg_catalog.count(*) OVER (PARTITION BY template, priority) AS mails
+    FROM looked_at
+),
+
+-- What was passed over is looked at again in an hour, so that the next claim gets further.
+passed_over AS (
+    SELECT q.id
+    FROM looked_at_by_kind AS l
+    JOIN crm.email_queue AS q ON q.id = l.id
+    WHERE
+        l.mails = 500 + 2 * $1::bigint
+        AND NOT EXISTS (SELECT FROM next AS n WHERE n.id = l.id)
+        AND q.status = 'pending'
+    FOR UPDATE OF q SKIP LOCKED
+),
+
+put_off AS (
+    UPDATE crm.email_queue AS q
+    SET not_before = pg_catalog.statement_timestamp() + INTERVAL '1 hour'
+    FROM passed_over AS o
+    WHERE q.id = o.id
 ),
 
 -- A template may have mails of several priorities, and has one cap.

@@ -23,6 +23,7 @@ WHERE
     (SELECT h.yes FROM has_triggers AS h)
     AND (
         (d.reason IS NOT NULL AND w.updated_at = now() AND w.status <> 'cancelled')
+        OR (d.is_held_out AND q.id IS NULL)
         OR (
             d.is_queued
             AND CASE

@@ -170,12 +170,15 @@ ALTER TABLE crm.email_suppressions
     ADD COLUMN IF NOT EXISTS template text COLLATE "C" NOT NULL DEFAULT '*';
 
 -- makes: crm.email_suppressions.email_suppressions_key
+-- The index is built beside whoever writes, and made the key in a moment.
+CREATE UNIQUE INDEX IF NOT EXISTS email_suppressions_key
+    ON crm.email_suppressions (user_id, template);
 DO $$
 BEGIN
-    IF to_regclass('crm.email_suppressions_key') IS NULL THEN
+    IF NOT EXISTS (SELECT FROM pg_constraint WHERE conname = 'email_suppressions_key') THEN
         ALTER TABLE crm.email_suppressions
-            DROP CONSTRAINT email_suppressions_pkey,
-            ADD CONSTRAINT email_suppressions_key PRIMARY KEY (user_id, template);
+            DROP CONSTRAINT IF EXISTS email_suppressions_pkey,
+            ADD CONSTRAINT email_suppressions_key PRIMARY KEY USING INDEX email_suppressions_key;
     END IF;
 END
 $$;
