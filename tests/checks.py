@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from conftest import other_marts, segments
+from conftest import segments
 
 from etl.check import Finding, check
 from etl.errors import Refused, SyncError
@@ -66,6 +66,3 @@ def agrees(findings: list[Finding], phrase: str = "") -> bool:
     unsaid = [str(error) for error in dry_runs().values() if not says(findings, error, phrase)]
     assert unsaid == []
     return True
-
-
-__all__ = ["GOOD", "agrees", "dry_runs", "looked", "other_marts", "says", "states"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import ROOT, other_marts, own_handlers, segments
+from conftest import ROOT, own_handlers, segments
 from fixture_types import Etl, Mart, Select
 
 from etl import cli
@@ -68,7 +68,7 @@ def etl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def marts(mart: Mart, tmp_path: Path) -> None:
     """Every mart: three users, of whom two have recommendations."""
-    mart(THREE_USERS, RECOMMENDED, *other_marts(tmp_path))
+    mart(THREE_USERS, RECOMMENDED)
 
 
 @pytest.fixture

@@ -131,10 +131,15 @@ def others(servers: Servers, environment: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def mart(environment: Path) -> Mart:
-    """Run SQL statements that make the marts: `mart("CREATE TABLE mart_x AS ...")`."""
+def mart(environment: Path, tmp_path: Path) -> Mart:
+    """Run SQL statements that make the marts: `mart("CREATE TABLE mart_x AS ...")`.
+
+    A new warehouse has the marts of added syncs as well.
+    """
 
     def make(*statements: str) -> None:
+        if not environment.exists():
+            statements = (*_other_marts(tmp_path), *statements)
         with duckdb.connect(str(environment)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             for statement in statements:
@@ -211,7 +216,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def other_marts(folder: Path) -> list[str]:
+def _other_marts(folder: Path) -> list[str]:
     """SQL for the marts of the sample that no test makes by hand: an added sync may read one."""
     others = [name for name in sample.MARTS if name not in BY_HAND]
     if not others:

@@ -10,7 +10,7 @@ import test_roles
 from checks import GOOD, agrees, looked, states
 from destinations import as_superuser, execute, lock_held
 from fixture_types import Mart, Select
-from refusing import pgbouncer, refusing
+from refusing import pgbouncer
 from test_roles import Become
 
 from etl import postgres, user_segments
@@ -18,6 +18,7 @@ from etl.check import check
 from etl.check.rights import needed
 from etl.init_db import init_db
 from etl.settings import Settings
+from etl.syncs import SYNCS
 
 if TYPE_CHECKING:
     from demo.embedded import Servers
@@ -172,6 +173,7 @@ def test_a_server_that_lets_nobody_in_is_told_and_what_it_would_tell_is_skipped(
         findings = check()
 
         assert agrees(findings)
+    assert [one.name for one in findings if ": 2 rows, " in one.found] == list(SYNCS[:2])
     assert states(findings) == {
         "Postgres": "fail",
         **dict.fromkeys(
@@ -279,20 +281,3 @@ def test_a_database_that_cannot_hold_every_character_is_a_warning(
 
     assert "LATIN1" in server.found
     assert server.advice.startswith("use a database in UTF8")
-
-
-def test_a_server_that_answers_no_to_everybody_is_waited_for_by_nobody(
-    mart: Mart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mart(*GOOD)
-    with (
-        refusing("the database system is starting up", "57P03") as server,
-        monkeypatch.context() as changed,
-    ):
-        changed.setenv("RETRY_SECONDS", "60")
-        changed.setenv("POSTGRES_PORT", str(server.port))
-
-        (one,) = looked("Postgres")
-
-    assert one.advice == "it is being stopped or started: run again when it is up"
-    assert len(server.logins) <= 2

@@ -54,6 +54,17 @@ def test_a_server_that_does_not_serve_is_told_as_a_run_tells_it(
         assert agrees(findings)
 
 
+def test_a_server_that_is_away_is_not_waited_for(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mart(*GOOD)
+    monkeypatch.setenv("REDIS_PORT", "1")
+    monkeypatch.setenv("RETRY_SECONDS", "0.1")
+
+    assert states(check()) == LOST
+    assert "redis.lost" not in caplog.text
+
+
 def test_a_replica_is_told_as_a_run_tells_it(mart: Mart, others: Others) -> None:
     mart(*GOOD)
     with others.server("--replicaof", "127.0.0.1", str(others.servers.redis_port)):

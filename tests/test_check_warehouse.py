@@ -111,13 +111,17 @@ def _writer(path: Path) -> Iterator[int]:
 
 
 def test_a_locked_file_is_told_with_who_has_it_and_not_waited_for(
-    mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch
+    mart: Mart,
+    environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     mart(*GOOD)
     with _writer(environment) as pid:
         with monkeypatch.context() as waiting:
-            waiting.setenv("WAREHOUSE_WAIT", "60")
+            waiting.setenv("WAREHOUSE_WAIT", "0.1")
             findings = check()
+            assert "warehouse.locked" not in caplog.text
 
         (one,) = [one for one in findings if one.state == "fail"]
         assert (one.name, f"PID {pid}" in one.found) == ("warehouse", True)

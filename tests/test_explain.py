@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -11,9 +12,10 @@ from conftest import command, segments
 from destinations import digest, dump, execute
 from fixture_types import Mart, Select
 
-from etl import recommendations, user_segments
+from etl import postgres, recommendations, user_segments
 from etl.errors import UsageError
-from etl.explain import explain, page
+from etl.explain import decisions, explain, page
+from etl.postgres import Connection
 
 BEFORE = segments(
     "('left', 'regular', 1, 0, 0), ('moves', 'at_risk', 4, 0, 12.5), ('same', 'new_user', 1, 1, 1),"
@@ -149,7 +151,7 @@ def test_the_last_rejections_and_runs_are_told(marts: None) -> None:
 
     (rejected,) = told["rejections"]["last"]
     assert (rejected["reasons"], rejected["rows"]) == (["duplicate"], 2)
-    assert "But the last run was refused, see below" in page.page(told)
+    assert "But the last run did not go through (refused, see below)" in page.page(told)
     runs = {one["sync"]: one["status"] for one in told["runs"]["last"]}
     assert runs == {"user_segments": "refused", "recommendations": "ok"}
 
@@ -206,6 +208,17 @@ def test_wrong_usage_is_one_line_and_exit_code_2(words: tuple[str, ...], said: s
     assert said in told.stderr
 
 
+def test_no_order_reaches_the_terminal(mart: Mart) -> None:
+    user = "a\x1b[31m\u202e"
+    mart(segments(f"('{user}', 'x' || chr(27) || '[2J', 1, 0, 0)"))
+
+    told, nobody = command("etl.explain", user), command("etl.explain", f"{user}b")
+
+    assert "User a\\u001b[31m\\u202e, " in told.stdout
+    for line in (told.stdout + nobody.stdout + nobody.stderr).splitlines():
+        assert line.isprintable(), line
+
+
 # What is away
 
 AWAY: dict[str, tuple[dict[str, str], str, str]] = {
@@ -239,3 +252,19 @@ def test_a_table_that_cannot_be_read_leaves_the_other_sections(marts: None) -> N
     assert "rejected_rows" in told["rejections"]["error"]
     assert told["crm"]["next_run"]["change"] == "unchanged"
     assert "last" in told["runs"]
+
+
+def test_its_transactions_can_write_nothing(
+    marts: None, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: object, connection: Connection) -> dict[str, Any]:
+        postgres.execute(connection, "DELETE FROM crm.user_segments")
+        return {}
+
+    monkeypatch.setattr(decisions, "mails", write)
+
+    told = explain("same")
+
+    assert "read-only" in told["mails"]["next_run"]["error"]
+    assert (told["mails"]["mails"], told["rejections"]) == ([], {"last": []})
+    assert select("SELECT FROM crm.user_segments")

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
+from conftest import segments
 from destinations import execute
 from fixture_types import Mart
 from mails import DAY, HOUR, NOW, audience, user
@@ -96,6 +97,24 @@ def test_what_is_held_back_says_by_which_mail_and_until_when(people: None) -> No
     assert mailed["until"] - mailed["by"]["at"] == DAY
     assert (busy["by"]["template"], busy["by"]["status"]) == ("loyalty", "processing")
     assert (busy["until"], greeted["until"]) == (None, None)
+
+
+def test_visits_are_as_old_as_they_were_when_the_mart_was_built(mart: Mart) -> None:
+    mart(audience(user("a", "abandoned_search", last=NOW - 80 * HOUR), built_at=NOW - 20 * HOUR))
+    email_triggers.sync(force=True)
+
+    (dry,) = email_triggers.sync(dry_run=True, force=True)["outcomes"]
+
+    assert _outcome(explain("a")) == dry["outcome"] == "waiting"
+
+
+def test_a_mart_without_visits_is_decided_as_by_a_run(mart: Mart) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+
+    (dry,) = email_triggers.sync(dry_run=True, force=True)["outcomes"]
+
+    assert _outcome(explain("a")) == dry["outcome"] == "queued"
 
 
 def test_unsubscribes_pauses_and_the_allowlist_are_told(people: None) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import redis
-from conftest import ROOT, other_marts, segments
+from conftest import ROOT, segments
 from destinations import stuck
 from fixture_types import Mart, Select
 
@@ -104,7 +104,6 @@ def planted(
 ) -> Iterator[Given]:
     """The secret is the password of both servers; the settings that go with it."""
     mart(segments("('a', 'regular', 1, 0, 0), ('bad', NULL, 1, 0, 0)"), RECOMMENDED)
-    mart(*other_marts(tmp_path))
     _password_of_airflow(servers, SECRET)
     keys.acl_setuser(
         "odd", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], categories=["+@all"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from conftest import command, other_marts, segments
+from conftest import command, segments
 from destinations import lock_held, stuck
 from fixture_types import Mart, Select
 
@@ -42,7 +42,7 @@ def test_the_page_tells_the_last_run_of_each_sync_within_80_columns(
     mart: Mart, tmp_path: Path
 ) -> None:
     two_users = segments("('a', 'at_risk', 1, 0, 0), ('b', 'regular', 1, 0, 0)")
-    mart(two_users, RECOMMENDED, *other_marts(tmp_path))
+    mart(two_users, RECOMMENDED)
     for sync in SYNCS:
         importlib.import_module(f"etl.{sync}").sync()
     mart(segments("('a', 'at_risk', 1, 0, 0), ('b', NULL, 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
@@ -118,7 +118,7 @@ def test_max_age_makes_it_a_health_check(ran: Ran) -> None:
 
 @pytest.mark.every_sync
 def test_check_says_what_is_wrong_and_nothing_else(mart: Mart, tmp_path: Path) -> None:
-    mart(segments("('a', 'at_risk', 1, 0, 0)"), RECOMMENDED, *other_marts(tmp_path))
+    mart(segments("('a', 'at_risk', 1, 0, 0)"), RECOMMENDED)
     never = command("etl.status", "--check")
     for sync in SYNCS:
         importlib.import_module(f"etl.{sync}").sync()

@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import dataframely as dy
 import polars as pl
 
 from etl import postgres, warehouse
@@ -26,9 +27,7 @@ from etl.run.job import Job
 from etl.status.problems import ago
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import dataframely as dy
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from etl.postgres import Connection
     from etl.settings import Settings
@@ -147,20 +146,40 @@ def look(
     """
     run = Look(Job(sync, settings, Options(dry_run=True)), cache_answers=cache)
     run.folder, run.connection = folder, connection
-    findings: list[Finding] = []
-    try:
-        if connection is not None:
-            connection.try_rollback()
-            postgres.execute(connection, READ_ONLY)
-            run.previous = ledger.last_ok_run(connection, sync)
-        with contextlib.suppress(Enough):
-            importlib.import_module(f"etl.{sync}").load(cast("Any", run))
-    except SyncError as error:
-        if error.sqlstate != _WOULD_WRITE:
-            findings.append(_failed(sync, error, settings, folder))
+    module = importlib.import_module(f"etl.{sync}")
+    errors = _errors(partial(_load, run, module.load))
+    if run.rejects is None:  # Postgres was asked for something first
+        errors |= _errors(partial(_read_alone, run, vars(module)))
+    findings = [_failed(sync, error, settings, folder) for error in errors.values()]
     if run.rejects is None:
         return run, findings
     return run, [_mart(run), *findings, *_guards(run)]
+
+
+def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
+    """Return the error that ends the work, if it is one of a run, by its line."""
+    try:
+        with contextlib.suppress(Enough):
+            work()
+    except SyncError as error:
+        return {} if error.sqlstate == _WOULD_WRITE else {str(error): error}
+    return {}
+
+
+def _load(run: Look, load: Callable[[Any], None]) -> None:
+    if run.connection is not None:
+        run.connection.try_rollback()
+        postgres.execute(run.connection, READ_ONLY)
+        run.previous = ledger.last_ok_run(run.connection, run.job.sync)
+    load(run)
+
+
+def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
+    """Read the mart by the contract that the sync's module declares."""
+    for contract in module.values():
+        is_schema = isinstance(contract, type) and issubclass(contract, dy.Schema)
+        if is_schema and contract.__module__ == module["__name__"]:
+            run.read(contract, lambda rows: rows)
 
 
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:

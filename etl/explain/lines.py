@@ -225,7 +225,8 @@ def runs(runs: Told, now: dt.datetime) -> Lines:
 def _stopped(run: Told | None) -> Lines:
     """Say where a run may well do nothing, because the last one did not go through."""
     if run and run["status"] not in ("ok", "running"):
-        yield f"But the last run was {run['status']}, see below: so may be the next."
+        status = run["status"]
+        yield f"But the last run did not go through ({status}, see below); the next may not either."
 
 
 def _shown(row: Told) -> Told:

@@ -120,12 +120,15 @@ def _mails(source: Read, connection: Connection, user_id: str) -> dict[str, Any]
     """The user's mails, the newest first, and what keeps the user from getting any."""
     (reins,) = postgres.query(connection, "explain_reins", user_id)
     mails = postgres.query(connection, "explain_mails", user_id)
-    next_run = _next_run(decisions.mails, source, connection)
+    suppressions = postgres.query(connection, "explain_suppressions", user_id)
+    next_run = _next_run(
+        decisions.mails, source, connection
+    )  # the last: it may end the transaction
     for one in next_run.get("decisions", []):
         one["by"] = _held_back_by(one, mails)
     return {
         "mails": mails,
-        "suppressions": postgres.query(connection, "explain_suppressions", user_id),
+        "suppressions": suppressions,
         **reins,
         "next_run": next_run,
     }
