@@ -433,9 +433,6 @@ def complete(ask: Ask, mail: dict[str, Any], *, sent: bool = True) -> list[dict[
 def pass_time(hours: float) -> None:
     """Put every moment of the queue so far back."""
     shift = f"INTERVAL '{dt.timedelta(hours=hours).total_seconds()} s'"
-    moments = (
-        *("episode_at", "created_at", "updated_at", "claimed_at", "sent_at"),
-        *("not_before", "expires_at"),
-    )
+    moments = ("episode_at", "created_at", "updated_at", "claimed_at", "sent_at", "not_before")
     moved = ", ".join(f"{name} = {name} - {shift}" for name in (*moments, "expires_at"))
     execute(f"UPDATE crm.email_queue SET {moved}")
