@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["cancel"]
 

@@ -14,7 +14,7 @@ from commands import Touched, count
 from conftest import process, segments
 from fixture_types import Etl, Mart, Select
 
-from etl import email_triggers, recommendations, user_segments
+from etl import __version__, email_triggers, recommendations, user_segments
 from etl.cli.flags import Flags
 from etl.errors import UsageError
 from etl.syncs import SYNCS
@@ -206,6 +206,13 @@ def test_help_of_one_sync_leaves_out_what_it_does_not_take(etl: Etl) -> None:
     assert "--sync" not in page
     assert "--delete-missing" not in page
     assert "--delete-missing" in etl("-h", only="user_segments").stdout
+
+
+def test_the_version_is_told_and_nothing_is_run(etl: Etl) -> None:
+    ended = etl("--version")
+
+    assert (ended.code, ended.stdout) == (0, f"searchflow-etl {__version__}\n")
+    assert etl("--version", "--dry-run").code == 2
 
 
 def test_help_wins_over_everything_else(etl: Etl, marts: None, select: Select) -> None:

@@ -16,6 +16,15 @@ def test_there_is_a_notebook_to_check() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_cell_shows_a_question_and_its_picture_and_sets_nothing_up(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+    long = [cell["id"] for cell in cells if len("".join(cell["source"]).splitlines()) > 12]
+
+    assert long == [], "what sets a cell up is in demo/notebook.py and demo/pictures.py"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_no_output_is_committed(path: Path) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
 

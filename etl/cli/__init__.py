@@ -11,6 +11,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from etl import __version__
 from etl.cli import alerts, flags, progress, report
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
@@ -29,6 +30,9 @@ def main(only: str | None = None) -> NoReturn:
     """Run what sys.argv asks for and exit; `only` is the sync of `python -m etl.<sync>`."""
 
     def work() -> int:
+        if sys.argv[1:] == ["--version"]:
+            report.write(f"searchflow-etl {__version__}")
+            return 0
         wanted = flags.parse(sys.argv[1:], only)
         if wanted is not None:
             return _run(wanted)

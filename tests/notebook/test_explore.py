@@ -83,7 +83,11 @@ def test_on_live_servers_it_needs_to_read_only(
     assert f"{would['inserted']} inserted, 0 updated, {would['unchanged']} unchanged" in said
     assert "300 unchanged, 100 new" in said
     assert "dry run" not in said
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == PICTURES
+    told = [picture["metadata"]["image/png"]["alt"] for picture in pictures]
+    assert len(set(told)) == PICTURES
+    assert "300 unchanged, 100 new" in told[0]  # as who sees the bars reads it
     assert select(crm) == before
 
 
