@@ -53,6 +53,28 @@ def test_an_outage_loses_no_mail(
     assert sorted(sent) == sorted({f"u{n}" for n in range(5)} | {f"late{n}" for n in range(5)})
 
 
+def test_after_an_outage_what_still_holds_is_sent_once_and_nothing_that_is_over(
+    environment: Path,
+) -> None:
+    """Down for the first five hours; the next attempt after that comes in the sixth."""
+    execute("TRUNCATE crm.email_queue", enqueue(3))
+    for user_id, hours in (("u0", 2), ("u1", 9)):
+        execute(
+            f"UPDATE crm.email_queue SET expires_at = now() + INTERVAL '{hours} hours'"
+            f" WHERE user_id = '{user_id}'"
+        )
+    sent = []
+    with open_worker() as ask:
+        for step in range(20):
+            for mail in claim(ask):
+                assert complete(ask, mail, sent=step > 10)
+                if step > 10:
+                    sent.append(mail["user_id"])
+            pass_time(STEP)
+
+    assert sorted(sent) == ["u1", "u2"]
+
+
 def test_claims_that_fail_in_a_loop_burn_one_attempt(environment: Path, select: Select) -> None:
     execute(enqueue(20))
     with open_worker() as ask:
