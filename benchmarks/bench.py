@@ -1,7 +1,7 @@
 """`make bench`: every case as a whole process, rounds interleaved, medians and ratios.
 
-A case is prepared outside the timing, run by measure.py, and its target checked row by row; a
-wrong result ends the bench. README.md tells how to read the table.
+A case is prepared outside the timing, run by measure.py, and its target checked row by row; with a
+wrong result the bench ends with exit code 1. README.md tells how to read the table.
 """
 
 from __future__ import annotations
@@ -59,13 +59,17 @@ def main() -> None:
             bench.prepare(others)
             cases = [*bench.segments(), *bench.mails(), *bench.recommendations(), *bench.small()]
             sizes = [case for users in arguments.sizes for case in bench.sized(users)]
+            failed: list[str] = []
             for number in range(arguments.rounds):
                 print(f"round {number + 1} of {arguments.rounds}", flush=True)
                 for case in cases + sizes:
                     if number == 0 or not _is_once(case, arguments):
-                        case.run(folder / "figures.json")
+                        failed += _failures(case, folder / "figures.json")
             facts = report.facts(bench.database, bench.keys["searchflow"], others)
-    pictures.draw(*report.write(cases + sizes, facts, arguments))
+    run = [case for case in cases + sizes if case.runs]
+    pictures.draw(*report.write(run, facts, arguments))
+    if failed:
+        raise WrongError("\n".join(failed))
 
 
 class Bench:
@@ -220,6 +224,16 @@ class Bench:
 
     def _with(self, mart: str) -> dict[str, str]:
         return self.environment | {"DUCKDB_PATH": str(self.marts[mart])}
+
+
+def _failures(case: Case, figures: Path) -> list[str]:
+    """Run a case; what went wrong ends the bench only after everybody else's turn."""
+    try:
+        case.run(figures)
+    except WrongError as error:
+        print(f"  failed  {case.name}, {case.contender}", flush=True)
+        return [str(error)]
+    return []
 
 
 def _is_once(case: Case, arguments: argparse.Namespace) -> bool:

@@ -55,9 +55,10 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
     with postgres.session(settings, "etl.prune") as connection:
         trust.check(connection, settings)
         dropped = {
+            # First, because it looks at the ledger as it was.
+            "crm.email_queue": _drop(connection, "crm.email_queue", "queue", days, rules, *hours),
             "etl.sync_runs": _drop(connection, "etl.sync_runs", "runs", days),
             "etl.rejected_rows": _drop(connection, "etl.rejected_rows", "rejects", days),
-            "crm.email_queue": _drop(connection, "crm.email_queue", "queue", days, rules, *hours),
         }
         if dry_run:
             connection.rollback()

@@ -87,7 +87,8 @@ def sync(
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
     reading = run.read_target(TABLE, UserSegment)  # while the mart is read
-    segments = run.read(UserSegment, transform)
+    # What differs from a target is sorted anyway; the rows for an empty one go to it as they come.
+    segments = run.read(UserSegment, transform, ordered=reading is None)
     target = reading.result() if reading else None
     if target is None and not run.options.show and _first_load(run, segments):
         return

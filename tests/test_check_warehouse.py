@@ -47,6 +47,10 @@ BROKEN: dict[str, tuple[list[str | Callable[[Path], None]], dict[str, str]]] = {
     "a folder": ([_folder], {"warehouse": "fail", **ALL}),
     "a log beside it": ([_wal], {"warehouse": "warn"}),
     "no mart": (["ALTER TABLE mart_user_segments RENAME TO mart_user_segment"], BOTH),
+    "no mart for Redis": (
+        ["ALTER TABLE mart_recommendations RENAME TO recommended"],
+        {"recommendations": "fail", "Redis memory": "skipped"},
+    ),
     "another column": ([RENAME.format("lifetime_searches", "searches_in_all")], BOTH),
     "another type": (
         [
@@ -59,7 +63,7 @@ BROKEN: dict[str, tuple[list[str | Callable[[Path], None]], dict[str, str]]] = {
             "CREATE SCHEMA old",
             "CREATE TABLE old.mart_recommendations AS FROM mart_recommendations",
         ],
-        {"recommendations": "fail"},
+        {"recommendations": "fail", "Redis memory": "skipped"},
     ),
     "empty": (["DELETE FROM mart_recommendations"], {"recommendations": "fail"}),
     "stale": (
@@ -154,6 +158,14 @@ def test_where_a_column_is_not_found_those_that_look_like_it_are_named(mart: Mar
 
     assert "no column total_searches or lifetime_searches" in one.found
     assert "what looks like it: main.mart_user_segments.life_time_searches" in one.advice
+
+
+def test_a_column_that_shares_a_word_is_one_that_looks_like_it(mart: Mart) -> None:
+    mart(*GOOD, RENAME.format("lifetime_searches", "search_count"))
+
+    (one,) = looked("user_segments")
+
+    assert "main.mart_user_segments.search_count" in one.advice
 
 
 def test_columns_of_an_own_query_that_are_not_there_are_looked_for_as_well(

@@ -21,6 +21,7 @@ from etl.errors import SyncError
 STEP = 0.5  # hours between two looks of a worker
 
 
+@pytest.mark.slow
 @settings(
     max_examples=6,
     derandomize=True,
@@ -28,29 +29,69 @@ STEP = 0.5  # hours between two looks of a worker
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(begins=st.floats(0, 24), lasts=st.floats(0, 24), dies=st.booleans())
+@given(
+    begins=st.floats(0, 24),
+    lasts=st.floats(0, 24),
+    dies=st.booleans(),
+    holds=st.integers(1, 100),
+)
 def test_an_outage_loses_no_mail(
-    environment: Path, begins: float, lasts: float, dies: bool
+    environment: Path, begins: float, lasts: float, dies: bool, holds: int
 ) -> None:
-    """Whether the worker tells of it or is gone each time; every mail is sent once afterwards."""
-    execute("TRUNCATE crm.email_queue", enqueue(5))
+    """Whether the worker tells of it or is gone each time; every mail is sent once afterwards.
+
+    That is, every mail that still holds: `old0` does so for that many hours.
+    """
+    execute(
+        "TRUNCATE crm.email_queue",
+        enqueue(5),
+        enqueue(1, "old"),
+        f"UPDATE crm.email_queue SET expires_at = now() + INTERVAL '{holds} hours'"
+        " WHERE user_id = 'old0'",
+    )
     sent: list[str] = []
     hour = 0.0
     with open_worker() as ask:
-        while len(sent) < 10 and hour < 60:
+        while (len({*sent} - {"old0"}) < 10 or hour < begins + lasts + 25) and hour < 80:
             if hour == 12:
                 execute(enqueue(5, "late"))
             for mail in claim(ask):
                 if not begins <= hour <= begins + lasts:
                     assert complete(ask, mail)
                     sent.append(mail["user_id"])
+                    assert mail["user_id"] != "old0" or hour < holds
                 elif not dies:
                     assert complete(ask, mail, sent=False)
             pass_time(STEP)
             hour += STEP
             ask("release_stale_emails", 60.0)
 
-    assert sorted(sent) == sorted({f"u{n}" for n in range(5)} | {f"late{n}" for n in range(5)})
+    lasting = {f"u{n}" for n in range(5)} | {f"late{n}" for n in range(5)}
+    assert sorted(one for one in sent if one != "old0") == sorted(lasting)
+    if holds > begins + lasts + 25 or begins > 0:  # a day is the longest wait
+        assert sent.count("old0") == 1
+
+
+def test_after_an_outage_what_still_holds_is_sent_once_and_nothing_that_is_over(
+    environment: Path,
+) -> None:
+    """Down for the first five hours; the next attempt after that comes in the sixth."""
+    execute("TRUNCATE crm.email_queue", enqueue(3))
+    for user_id, hours in (("u0", 2), ("u1", 9)):
+        execute(
+            f"UPDATE crm.email_queue SET expires_at = now() + INTERVAL '{hours} hours'"
+            f" WHERE user_id = '{user_id}'"
+        )
+    sent = []
+    with open_worker() as ask:
+        for step in range(20):
+            for mail in claim(ask):
+                assert complete(ask, mail, sent=step > 10)
+                if step > 10:
+                    sent.append(mail["user_id"])
+            pass_time(STEP)
+
+    assert sorted(sent) == ["u1", "u2"]
 
 
 def test_claims_that_fail_in_a_loop_burn_one_attempt(environment: Path, select: Select) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import command
-from destinations import execute
+from destinations import execute, in_shards
 from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
@@ -142,6 +142,36 @@ def test_a_mail_of_a_mart_without_visits_gives_way_when_the_mart_has_them(
     assert queue(select) == becomes
     assert counts(dry) == counts(wet)
     assert wet["cancelled"] == 1
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        (["last_seen_at"], {"ann win_back", "eve loyalty"}),
+        (["first_seen_at"], {"bob welcome"}),
+        (["first_seen_at", "last_seen_at"], {"ann win_back", "bob welcome", "eve loyalty"}),
+    ],
+)
+def test_mails_without_a_visit_give_way_whichever_column_was_missing_and_in_shards(
+    missing: list[str], gone: set[str], shards: int, mart: Mart, select: Select
+) -> None:
+    users = {"ann": "at_risk", "bob": "new_user", "eve": "high_value"}
+    whole = audience(*(user(name, segment) for name, segment in users.items()))
+    mart(whole, *(f"ALTER TABLE mart_user_segments DROP COLUMN {name}" for name in missing))
+    assert in_shards(email_triggers.sync, shards)["inserted"] == 3
+
+    mart(whole)
+    result = in_shards(email_triggers.sync, shards)
+
+    mails = queue(select)
+    assert {m.removesuffix(" cancelled: superseded") for m in mails if "superseded" in m} == gone
+    assert sorted(m for m in mails if m.endswith("pending")) == [
+        "ann win_back pending",
+        "bob welcome pending",
+        "eve loyalty pending",
+    ]
+    assert (result["cancelled"], result["inserted"]) == (len(gone), len(gone))
 
 
 def test_taking_back_mails_without_a_visit_is_no_reason_to_refuse(mart: Mart) -> None:

@@ -89,7 +89,7 @@ def test_shards_are_the_same_on_both_sides(database: Connection, rows: list[Any]
 
 
 def test_the_shards_of_users_stay_where_they_were(database: Connection) -> None:
-    users = ["a", "user_1", "kävijä|\\1"]
+    users = ["a", "user_1", "a|b"]
 
     (row,) = postgres.select(
         database,
@@ -97,8 +97,8 @@ def test_the_shards_of_users_stay_where_they_were(database: Connection) -> None:
         *users,
     )
 
-    assert by_duckdb(pl.DataFrame({"text": users}), ["text"], shards=16) == [9, 12, 9]
-    assert list(row.values()) == [9, 12, 9]
+    assert by_duckdb(pl.DataFrame({"text": users}), ["text"], shards=16) == [9, 12, 1]
+    assert list(row.values()) == [9, 12, 1]
 
 
 @pytest.mark.parametrize(

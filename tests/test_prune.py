@@ -139,6 +139,19 @@ def test_nothing_that_was_sent_is_queued_again(mart: Mart, select: Select, visit
     assert queued is not None
 
 
+def test_nothing_that_a_forced_run_of_an_old_mart_sent_is_queued_again(mart: Mart) -> None:
+    """The guard's limit is 2 days; this mart was built 20 days ago."""
+    made = segments("('a', 'abandoned_search', 1, 0, 0), ('b', 'regular', 1, 0, 0)")
+    made = made.replace("now()::TIMESTAMP - INTERVAL 1 HOUR", "now()::TIMESTAMP - INTERVAL 20 DAY")
+    mart(made, "UPDATE mart_user_segments SET segmented_at = now() - INTERVAL 20 DAY")
+    assert email_triggers.sync(force=True)["inserted"] == 1
+    send_all(days_ago=5)
+
+    prune(1)
+
+    assert email_triggers.sync(force=True)["inserted"] == 0
+
+
 def test_a_dry_run_counts_and_drops_nothing(select: Select) -> None:
     mail("a", "win_back", "sent", 400, 400)
 

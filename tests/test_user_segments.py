@@ -217,6 +217,27 @@ def test_a_mart_read_in_batches_comes_to_the_same(
     assert changed == ["a", "a5"]
 
 
+def test_twins_are_rejected_also_where_the_mart_need_not_be_sorted(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    crowd = (
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(9999) AS r(n)"
+    )
+    mart(segments("('a', 'regular', 1, 0, 0)"), crowd)
+    user_segments.sync()
+    mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")
+    second = user_segments.sync()
+    mart("UPDATE mart_user_segments SET user_id = 'a5' WHERE user_id = 'a9990'")
+    third = user_segments.sync()
+
+    assert (second["updated"], second["unchanged"], second["rejected"]) == (2, 9_998, 0)
+    assert (third["updated"], third["unchanged"], third["rejected"]) == (0, 9_998, 2)
+    assert third["extracted"] == 10_000
+
+
 def test_the_target_is_read_back_only_where_that_pays(
     mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,8 +112,10 @@ def _places(settings: Settings, broken: Collection[str], spill: Path) -> list[Fi
             own.mkdir()
             run, seen = marts.look(sync, settings, own, connection, cache=answers)
             found += seen
-            if memory and not has_failed(seen) and (one := redis.room(memory, run)):
+            if memory and (one := redis.room(memory, run)):
                 in_redis.append(one)
+        if memory and not any(one.name == redis.MEMORY for one in in_redis):
+            in_redis += skipped("the marts", redis.MEMORY)
         return [*found, *in_postgres, *in_redis]
 
 

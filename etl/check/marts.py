@@ -68,8 +68,10 @@ class Look(Run):
         schema: type[dy.Schema],
         reshape: Callable[[pl.DataFrame], pl.DataFrame],
         key: Sequence[str] | None = None,
+        *,
+        ordered: bool = False,
     ) -> Spool:
-        """Read the mart as `Run.read` does, and keep a sample of the rows; see there."""
+        """Read the mart as `Run.read` does, in any order, and keep a sample; see there."""
         job, key = self.job, key or schema.primary_key()
         begin = partial(
             warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at

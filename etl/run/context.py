@@ -93,6 +93,8 @@ class Run:
         schema: type[dy.Schema],
         reshape: Callable[[pl.DataFrame], pl.DataFrame],
         key: Sequence[str] | None = None,
+        *,
+        ordered: bool = True,
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
@@ -105,6 +107,8 @@ class Run:
                 their order, within a batch and from batch to batch.
             key: columns of the contract's primary key by which rows belong together, in a batch
                 as in a shard; all of them unless given.
+            ordered: False leaves the rows as they come where no two have the same key, for who
+                needs no order: sorting takes a third of reading.
 
         Raises:
             SyncError: the mart cannot be read; see `warehouse.open_mart`.
@@ -117,11 +121,16 @@ class Run:
         )
         with (
             warehouse.Writer(self.folder / "rejected", keys, key) as rejected,
-            begin(spill=self.folder, key=key) as mart,
+            begin(spill=self.folder, key=key, ordered=ordered) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
             validator = contract.Validator(
-                schema, self.settings.reject_limit, job.started_at, key, rejected.add_rows
+                schema,
+                self.settings.reject_limit,
+                job.started_at,
+                key,
+                rejected.add_rows,
+                unique=not mart.ordered,
             )
             valid = (reshape(validator.valid_rows(frame)) for frame in _cancellable(frames))
             spool = warehouse.write(warehouse.to_batches(valid), self.folder / "mart", key)

@@ -59,8 +59,8 @@ _PROBLEMS = (
     ),
     (
         r"Out of Memory",
-        "needs more memory, or more room in the temporary folder (TMPDIR), than there is;"
-        " give it more",
+        "does not fit: give the temporary folder (TMPDIR) more room, or look for rows of a"
+        " megabyte, of which few fit into the memory that a sync allows itself",
     ),
 )
 

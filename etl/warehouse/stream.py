@@ -63,10 +63,12 @@ class Mart:
             reader = self.relation.to_arrow_reader(rows)
         with reader:
             frames = map(_frame, self._batches(reader))
-            if not self.ordered:
+            empty = _frame(reader.schema.empty_table())
+            if self.ordered:
+                yield from _cut_between_keys(frames, self.key, empty)
+            else:
+                yield next(frames, empty)
                 yield from frames
-                return
-            yield from _cut_between_keys(frames, self.key, _frame(reader.schema.empty_table()))
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """Hand on what DuckDB makes; what a caller does with it goes wrong in its own name."""

@@ -1,5 +1,6 @@
 -- Drop mails that ended more than $1 days ago and that no later sync looks for; return how
 -- many, and how many were due.
+-- A mart that went through with --force, however old, may come again: see etl.sync_runs.
 -- Where the last sync had a longer cooldown or gap (crm.email_templates), that counts.
 -- $2 the rules, a JSON list of {template, max_age, cooldown} in seconds; $3 hours between any
 -- two mails to a user; $4 hours that a mart may be old.
@@ -20,14 +21,22 @@ WITH rules AS (
     LEFT JOIN crm.email_templates AS t ON t.template = told.template
 ),
 
+oldest_mart AS (
+    SELECT
+        least(now() - make_interval(secs => $4::float8 * 3600), min(mart_built_at)) AS built_at
+    FROM etl.sync_runs
+    WHERE sync = 'email_triggers' AND status = 'ok' AND forced
+),
+
 due AS MATERIALIZED (
     SELECT q.id
     FROM crm.email_queue AS q
     JOIN rules AS r ON r.template = q.template
+    CROSS JOIN oldest_mart AS o
     WHERE
         q.status IN ('sent', 'failed', 'cancelled')
         AND greatest(q.sent_at, q.updated_at) < now() - make_interval(secs => $1::float8 * 86400)
-        AND q.episode_at < now() - r.max_age - make_interval(secs => $4::float8 * 3600)
+        AND q.episode_at < o.built_at - r.max_age
         AND (
             q.status = 'cancelled'
             OR (

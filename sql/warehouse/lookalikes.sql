@@ -17,9 +17,15 @@ scored AS (
         place,
         max(greatest(
             jaro_winkler_similarity(lower(name), lower(wanted)),
-            -- `score` and `recommendation_score`: one holds the other.
-            CASE WHEN contains(lower(wanted), lower(name)) OR contains(lower(name), lower(wanted))
-                THEN 0.9 ELSE 0 END
+            -- `score` and `recommendation_score`, `search_count` and `total_searches`: a word of
+            -- one is in the other.
+            CASE WHEN
+                contains(lower(name), lower(wanted))
+                OR len([
+                    w FOR w IN string_split(lower(name), '_')
+                    IF len(w) > 3 AND contains(lower(wanted), w)
+                ]) > 0
+                THEN 0.85 ELSE 0 END
         )) AS likeness
     FROM pairs
     GROUP BY place

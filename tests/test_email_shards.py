@@ -1,0 +1,73 @@
+"""A whole run and shards decide alike for every user, whatever the mart and the queue hold."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+from destinations import execute, in_shards
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mails import NOW, audience, user
+
+from etl import email_triggers, postgres
+from etl.mail.rules import RULES
+from etl.settings import Settings
+
+if TYPE_CHECKING:
+    from etl.result import SyncResult
+
+SEGMENTS = st.sampled_from(["regular", "", *(rule.segment for rule in RULES)])
+VISITS = st.sampled_from([None, 0, 1, 30, 80, 800, 2_300, 5_000])  # hours ago
+PEOPLE = st.lists(st.tuples(SEGMENTS, VISITS, VISITS, st.integers(-1, 2)), min_size=8, max_size=8)
+COUNTS = ("extracted", "rejected", "inserted", "updated", "unchanged", "cancelled", "held_back")
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=8,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(before=PEOPLE, after=PEOPLE)
+def test_shards_decide_for_every_user_as_a_whole_run_does(
+    environment: Path, before: list[Any], after: list[Any]
+) -> None:
+    whole, parts = (outcome(environment, (before, after), shards) for shards in (1, 4))
+
+    assert parts == whole
+
+
+def outcome(warehouse: Path, marts: Any, shards: int) -> Any:
+    """What is counted and what the queue holds after a run over each mart."""
+    execute("TRUNCATE crm.email_queue")
+    results = []
+    for people in marts:
+        with duckdb.connect(str(warehouse)) as connection:
+            connection.execute(mart(people))
+        result: SyncResult = in_shards(email_triggers.sync, shards, force=True)
+        results.append([result[name] for name in COUNTS])  # type: ignore[literal-required]
+    with postgres.session(Settings.from_environment(), "look") as session:
+        rows = postgres.select(
+            session,
+            "SELECT user_id, template, episode_at, status, reason, priority, payload::text"
+            " FROM crm.email_queue ORDER BY user_id, template, episode_at",
+        )
+    return results, rows
+
+
+def mart(people: list[Any]) -> str:
+    def ago(hours: int | None) -> dt.datetime | None:
+        return None if hours is None else NOW - dt.timedelta(hours=hours)
+
+    return audience(
+        *(
+            user(f"u{number}", segment, first=ago(first), last=ago(last), searches=searches)
+            for number, (segment, first, last, searches) in enumerate(people)
+        )
+    )
