@@ -5,25 +5,15 @@ Sales and support see each user's segment there. One transaction; safe to run tw
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
-
 import dataframely as dy
-import orjson
 import polars as pl
 
-from etl import postgres, warehouse
-from etl.errors import SyncError
+from etl import postgres
 from etl.options import Options
-from etl.result import Change, SyncResult
+from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import USER_ID_RULES, without_nul
 from etl.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from etl.warehouse import Spool
 
 TABLE = "crm.user_segments"
 
@@ -87,16 +77,14 @@ def sync(
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
     reading = run.read_target(TABLE, UserSegment)  # while the mart is read
-    # What differs from a target is sorted anyway; the rows for an empty one go to it as they come.
+    # What differs from a target is sorted anyway; a first load goes to it as it comes.
     segments = run.read(UserSegment, transform, ordered=reading is None)
     target = reading.result() if reading else None
-    if target is None and not run.options.show and _first_load(run, segments):
-        return
     run.stage("staging", segments, target)
     if run.options.delete_missing and target is not None:
         run.stage_missing("gone", target, segments)
     if run.options.show:
-        run.changes = sample_changes(run, run.options.show)
+        run.sample_changes()
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
     if target is None and merged["changed_segment"]:  # for the guard to compare it with
@@ -125,65 +113,15 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def sample_changes(run: Run, most: int) -> list[Change]:
-    """Tell what the merges would do to at most so many users; staged before: staging, gone or not.
-
-    A fair sample over inserts, updates and deletes, and over the columns that updates change.
-    """
-    if "gone" not in run.staged:
-        run.copy("gone", warehouse.to_batches([pl.DataFrame(schema={"user_id": pl.String})]))
-    rows = postgres.query(run.postgres, "user_segments_changes", most)
-    return [
-        {
-            "user_id": row["user_id"],
-            "change": row["change"],
-            "columns": orjson.loads(row["columns"]),
-        }
-        for row in rows
-    ]
-
-
-def _first_load(run: Run, segments: Spool) -> bool:
-    """COPY the users straight into an empty table; False: it has to be a merge."""
-    if not postgres.is_copyable(run.postgres, TABLE, segments.schema):
-        return False
-    # A merge of nobody: it tells of a column, key or right that only the next run would miss.
-    run.copy("staging", warehouse.Batches(segments.schema, iter(())))
-    run.merge(_MERGE, False)
-    with _unless_somebody_else_adds_them(), run.savepoint():
-        postgres.copy_to(run.postgres, TABLE, segments.batches(), segments.rows)
-        run.count({"inserted": segments.rows, "updated": 0, "unchanged": 0})
-        return True
-    return False
-
-
 def _merge(run: Run) -> dict[str, int]:
-    """Merge what is staged: an UPDATE of users who are there, then what that did not write."""
+    """Update the users who are there, and insert those whom that did not find."""
     merged = {"inserted": 0, **run.merge(_UPDATE)}
     if merged.pop("remaining"):
-        for name, count in _insert(run).items():
+        for name, count in run.merge_new(_MERGE).items():
             merged[name] += count
     else:
         postgres.refuse_altered(run.postgres, _MERGE)
     return merged
-
-
-def _insert(run: Run) -> dict[str, int]:
-    """Merge new users by a plain INSERT, which costs half of ON CONFLICT."""
-    plain_insert = True
-    with _unless_somebody_else_adds_them(), run.savepoint():
-        return run.merge(_MERGE, plain_insert)
-    return run.merge(_MERGE, not plain_insert)
-
-
-@contextlib.contextmanager
-def _unless_somebody_else_adds_them() -> Iterator[None]:
-    """Leave the block where another session has just added a user who was new to us."""
-    try:
-        yield
-    except SyncError as error:
-        if error.sqlstate != postgres.UNIQUE_VIOLATION:
-            raise
 
 
 if __name__ == "__main__":

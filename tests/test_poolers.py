@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import execute, last_run
+from destinations import last_run
 from fixture_types import Mart, Select
 from refusing import pgbouncer
 
@@ -131,14 +131,14 @@ def test_a_merge_that_meets_another_writer_is_tried_again_in_a_pool(
 ) -> None:
     """Its savepoint is of the transaction, whichever session that has."""
     mart(users("regular", 1))
-    execute("TRUNCATE crm.user_segments")  # so that it is filled by COPY
-    copy = postgres.copy_to
+    merge = postgres.merge
 
-    def late(*arguments: Any) -> None:
-        add_user("u7")
-        copy(*arguments)
+    def late(connection: postgres.Connection, what: postgres.Merge, *rest: Any) -> dict[str, int]:
+        if rest == (True,):
+            add_user("u7")
+        return merge(connection, what, *rest)
 
-    monkeypatch.setattr(postgres, "copy_to", late)
+    monkeypatch.setattr(postgres, "merge", late)
 
     result = user_segments.sync()
 

@@ -112,61 +112,6 @@ def test_a_user_whom_somebody_adds_in_the_middle_of_a_run_is_merged_like_any_oth
     ]
 
 
-def test_an_empty_table_is_filled_by_copy_unless_somebody_adds_a_user_meanwhile(
-    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mart(segments("('a', 'high_value', 3, 0, 0), ('b', 'regular', 9, 1, 5)"))
-    is_copyable, copy, copied = postgres.is_copyable, postgres.copy_to, []
-
-    def add_one(*arguments: Any) -> bool:
-        answer = is_copyable(*arguments)
-        execute("INSERT INTO crm.user_segments VALUES ('b', 'new_user', 1, 0, 0)")
-        return answer
-
-    def noted(*arguments: Any) -> None:
-        copied.append(arguments)
-        copy(*arguments)
-
-    monkeypatch.setattr(postgres, "copy_to", noted)
-    execute("TRUNCATE crm.user_segments")
-    first = user_segments.sync(dry_run=True)
-    execute("TRUNCATE crm.user_segments")
-    monkeypatch.setattr(postgres, "is_copyable", add_one)
-    second = user_segments.sync()
-
-    assert len(copied) == 2
-    assert (first["inserted"], first["updated"], first["unchanged"]) == (2, 0, 0)
-    assert (second["inserted"], second["updated"], second["unchanged"]) == (1, 1, 0)
-    rows = select("SELECT user_id, previous_segment FROM crm.user_segments ORDER BY 1")
-    assert [tuple(row.values()) for row in rows] == [("a", None), ("b", "new_user")]
-
-
-@pytest.mark.parametrize(
-    ("change", "copyable"),
-    [
-        ("SELECT", True),
-        ("INSERT INTO crm.user_segments VALUES ('b', 'new_user', 1, 0, 0)", False),
-        ("ALTER TABLE crm.user_segments ALTER total_searches TYPE float8", False),
-        ("ALTER TABLE crm.user_segments ALTER lifetime_value TYPE numeric(9, 0)", False),
-        ("ALTER TABLE crm.user_segments ENABLE ROW LEVEL SECURITY", False),
-        ("CREATE RULE r AS ON INSERT TO crm.user_segments DO INSTEAD NOTHING", False),
-        (
-            "CREATE TRIGGER t BEFORE INSERT ON crm.user_segments"
-            " EXECUTE FUNCTION suppress_redundant_updates_trigger()",
-            False,
-        ),
-    ],
-)
-def test_a_table_that_is_not_empty_and_plain_is_not_filled_by_copy(
-    database: Connection, change: str, copyable: bool
-) -> None:
-    schema = user_segments.transform(user_segments.UserSegment.create_empty()).to_arrow().schema
-    postgres.execute(database, "TRUNCATE crm.user_segments")
-    postgres.execute(database, change)
-
-    assert postgres.is_copyable(database, "crm.user_segments", schema) == copyable
-
-
 def test_users_who_are_there_are_updated_in_place(mart: Mart, select: Select) -> None:
     """Not inserted ON CONFLICT, which takes twice as long; on their page, which has room."""
     mart(

@@ -1,7 +1,7 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
 from etl.postgres.call import STOP_SECONDS, Call, in_thread
-from etl.postgres.copy import copy_to, copy_to_temp, is_copyable
+from etl.postgres.copy import copy_to_temp
 from etl.postgres.errors import foreseen
 from etl.postgres.merge import (
     UNIQUE_VIOLATION,
@@ -21,13 +21,11 @@ __all__ = [
     "Connection",
     "Merge",
     "connect",
-    "copy_to",
     "copy_to_temp",
     "execute",
     "execute_alone",
     "foreseen",
     "in_thread",
-    "is_copyable",
     "merge",
     "query",
     "refuse_altered",

@@ -1,20 +1,19 @@
-"""COPY rows to a temporary table, or to one that is empty."""
+"""COPY rows to a temporary table."""
 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from contextlib import suppress
 from functools import partial
 from queue import Empty, Full, Queue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log
-from etl.postgres.query import execute, query
+from etl.postgres.query import execute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +37,6 @@ class BatchStream(Protocol):
 # Batches that wait for the driver, which buffers the COPY message of each as a whole.
 _BATCHES_AHEAD = 2
 
-# Types of which the driver sends what Postgres keeps.
-_EXACT_TYPES = {"string": "text", "large_string": "text", "int64": "bigint"}
-
 
 def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows: int = 0) -> None:
     """COPY Arrow batches to a temporary table of this transaction.
@@ -58,50 +54,9 @@ def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows:
         SyncError: Postgres did not take them all.
     """
     execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
-    _copy(connection, batches, rows, table, mode="create", temporary=True)
-    # Without statistics the planner takes a million staged rows for a thousand. It need not know
-    # much more than how many they are.
-    execute(connection, "SET LOCAL default_statistics_target = 10")
-    execute(connection, f'ANALYZE pg_temp."{table}"')
-
-
-def is_copyable(connection: Connection, table: str, schema: pa.Schema) -> bool:
-    """Return whether COPY into a table would do what INSERT does, and nothing is in it.
-
-    A trigger, a rule or a policy would be passed over, and the bits of a column of another type
-    taken for its own.
-    """
-    types = {row["name"]: row["type"] for row in query(connection, "copyable", table)}
-    return all(_exact_type(one.type) == types.get(one.name, "") for one in schema)
-
-
-def _exact_type(type_: pa.DataType) -> str | None:
-    decimal = re.fullmatch(r"decimal\d+\((\d+), (\d+)\)", str(type_))
-    return f"numeric({decimal[1]},{decimal[2]})" if decimal else _EXACT_TYPES.get(str(type_))
-
-
-def copy_to(connection: Connection, table: str, batches: BatchStream, rows: int) -> None:
-    """COPY Arrow batches into a table that `is_copyable`: half the time of a merge.
-
-    Args:
-        connection: the session.
-        table: its name, with the schema.
-        batches: of some 65,536 rows each, and their `schema`.
-        rows: how many there are.
-
-    Raises:
-        SyncError: Postgres did not take them all.
-    """
-    schema, _, name = table.partition(".")
-    _copy(connection, batches, rows, name, mode="append", db_schema_name=schema)
-
-
-def _copy(
-    connection: Connection, batches: BatchStream, rows: int, table: str, **how: object
-) -> None:
     queue: Queue[pa.RecordBatch | None] = Queue(_BATCHES_AHEAD)
     schema = _storable(batches.schema)
-    ingest = partial(_ingest, table=table, schema=schema, queue=queue, how=how)
+    ingest = partial(_ingest, table=table, schema=schema, queue=queue)
     copy = connection.submit(ingest)
     sent = 0
     try:
@@ -118,7 +73,11 @@ def _copy(
     finally:
         _put(queue, None, copy)
     if (taken := copy.result()) != sent:
-        raise SyncError(f"{table}: {sent:,} rows were sent and {taken:,} taken; run again")
+        raise SyncError(f"pg_temp.{table}: {sent:,} rows were sent and {taken:,} taken; run again")
+    # Without statistics the planner takes a million staged rows for a thousand. It need not know
+    # much more than how many they are.
+    execute(connection, "SET LOCAL default_statistics_target = 10")
+    execute(connection, f'ANALYZE pg_temp."{table}"')
 
 
 def _storable(schema: pa.Schema) -> pa.Schema:
@@ -143,18 +102,12 @@ def _put(
     return False
 
 
-def _ingest(
-    raw: Raw,
-    table: str,
-    schema: pa.Schema,
-    queue: Queue[pa.RecordBatch | None],
-    how: dict[str, Any],
-) -> int:
+def _ingest(raw: Raw, table: str, schema: pa.Schema, queue: Queue[pa.RecordBatch | None]) -> int:
     def batches() -> Iterator[pa.RecordBatch]:
         while (batch := queue.get()) is not None:
             yield batch
 
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     with raw.cursor() as cursor:
-        rows: int = cursor.adbc_ingest(table, reader, **how)
+        rows: int = cursor.adbc_ingest(table, reader, mode="create", temporary=True)
         return rows

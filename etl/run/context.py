@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import orjson
 import polars as pl
 
 from etl import postgres, warehouse
@@ -107,8 +108,8 @@ class Run:
                 their order, within a batch and from batch to batch.
             key: columns of the contract's primary key by which rows belong together, in a batch
                 as in a shard; all of them unless given.
-            ordered: False leaves the rows as they come where no two have the same key, for who
-                needs no order: sorting takes a third of reading.
+            ordered: False leaves the rows of a table as they come where no two have the same key,
+                for who needs no order: sorting takes a third of reading.
 
         Raises:
             SyncError: the mart cannot be read; see `warehouse.open_mart`.
@@ -207,6 +208,35 @@ class Run:
     def merge(self, what: Merge, *parameters: object) -> dict[str, int]:
         """Run a merge over the staged tables; return its counts. See `postgres.merge`."""
         return postgres.merge(self.postgres, what, *parameters)
+
+    def merge_new(self, what: Merge) -> dict[str, int]:
+        """Merge with `$1` true, for a plain INSERT of what is new: half the cost of ON CONFLICT.
+
+        With false, where another session has just added some of it.
+        """
+        try:
+            with self.savepoint():
+                return self.merge(what, True)
+        except SyncError as error:
+            if error.sqlstate != postgres.UNIQUE_VIOLATION:
+                raise
+        return self.merge(what, False)
+
+    def sample_changes(self) -> None:
+        """Keep what the merges are about to do to some rows, by sql/postgres/<sync>_changes.sql.
+
+        The sample is fair over inserts, updates and deletes, and over the columns that change.
+        Staged before: `staging`, and `gone` where rows are to be deleted.
+        """
+        if "gone" not in self.staged:
+            self.copy("gone", warehouse.Batches(self.rejected.schema, iter(())))
+        rows = postgres.query(self.postgres, f"{self.job.sync}_changes", self.options.show)
+        self.changes = [
+            Change(
+                user_id=row["user_id"], change=row["change"], columns=orjson.loads(row["columns"])
+            )
+            for row in rows
+        ]
 
     def savepoint(self) -> AbstractContextManager[None]:
         """Undo no more than a block where that fails."""

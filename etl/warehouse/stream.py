@@ -109,8 +109,8 @@ def open_mart(
         now: the run's clock.
         key: columns of the contract's primary key, which order and shards go by; all of them
             unless given.
-        ordered: False leaves the rows as they come, which takes a third of the time, unless two
-            may have the same key; for who loads nothing.
+        ordered: False leaves the rows of a table as they come, which takes a third of the time,
+            unless two may have the same key; for who needs no order.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -124,13 +124,16 @@ def open_mart(
             query = marts.statement(connection, query)
             marts.check_files(connection, query, path.absolute().parent)
             tables, mapped = marts.resolve_tables(connection, query, settings.mart_schema), {}
+            stored = False  # a view or a query of their own is not to be computed twice
             if len(tables) == 1:
-                mapped = marts.map_names(connection.table(tables[0]).columns, query)
+                mart = connection.table(tables[0])
+                mapped = marts.map_names(mart.columns, query)
+                stored = mart.type == "TABLE_RELATION" and not query.is_override
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
             values = types.key_of(rows, contract, key)
             mine, stats = _part(rows, contract, keys.expression(values), part, now)
-            ordered = ordered or _has_twins(mine, contract)
+            ordered = ordered or not stored or _has_twins(mine, contract)
             if ordered:  # before the casts, which add a column to most
                 mine = mine.sort(*(value for value, _ in values))
             relation = types.cast_to_contract(mine, contract)
