@@ -12,6 +12,7 @@ import datetime as dt
 import json
 from collections import Counter
 from functools import partial
+from types import new_class
 from typing import TYPE_CHECKING
 
 import dataframely as dy
@@ -55,13 +56,30 @@ _MERGE = postgres.Merge(
 )
 
 
-class EmailCandidate(UserSegment):
-    """One row of the mart, as sql/warehouse/email_triggers.sql hands it over."""
+class _Candidate(UserSegment):
+    """What every payload may use."""
 
     first_seen_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
     last_seen_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
     platform = dy.String(nullable=True, check={"nul": without_nul})
     country = dy.String(nullable=True, check={"nul": without_nul})
+
+
+_DTYPES: dict[str, dy.Column] = {
+    "text": _Candidate.platform,
+    "integer": dy.Int64(nullable=True),
+    "decimal": dy.Decimal(precision=18, scale=4, nullable=True),
+    "boolean": dy.Bool(nullable=True),
+    "date": dy.Date(nullable=True),
+    "moment": _Candidate.last_seen_at,
+}
+
+_MORE = {name: _DTYPES[type_] for name, type_ in rules.MORE_COLUMNS.items() if type_ in _DTYPES}
+
+# One row of the mart, as sql/warehouse/email_triggers.sql hands it over.
+EmailCandidate: type[dy.Schema] = new_class(
+    "EmailCandidate", (_Candidate,), exec_body=lambda fields: fields.update(_MORE)
+)
 
 
 def sync(
@@ -178,6 +196,8 @@ def _json(name: str) -> pl.Expr:
     dtype = EmailCandidate.columns()[name].dtype
     if dtype == pl.String:
         text = pl.format('"{}"', column.str.replace_many(*_ESCAPES))
+    elif isinstance(dtype, pl.Date):
+        text = pl.format('"{}"', column.cast(pl.String))
     elif isinstance(dtype, pl.Datetime):
         moment = column.replace(NO_EPISODE_DATE, None).dt.to_string("iso:strict")
         text = pl.format('"{}"', moment)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import ROOT, command
 from destinations import execute, in_shards
 from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
@@ -54,6 +57,63 @@ def test_rules_that_cannot_be_meant_are_told_before_anything_is_read(
 
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# A mail says four columns more, of which one is missing from the mart unless it is given.
+MORE_COLUMNS = """
+import dataclasses, sys
+from etl.mail import rules
+rules.MORE_COLUMNS = {
+    "points": "integer", "since": "date", "is_vip": "boolean", "motto": "text", "saved": "decimal"
+}
+rules.RULES = tuple(
+    dataclasses.replace(rule, payload=("segment", *rules.MORE_COLUMNS)) for rule in rules.RULES
+)
+from etl import cli
+cli.main("email_triggers")
+"""
+
+
+def test_a_payload_may_say_any_column_of_the_mart(
+    mart: Mart, environment: object, select: Select
+) -> None:
+    mart(
+        audience(user("a", "at_risk", last=NOW - 40 * DAY)),
+        "ALTER TABLE mart_user_segments ADD COLUMN points SMALLINT DEFAULT 7",
+        "ALTER TABLE mart_user_segments ADD COLUMN since DATE DEFAULT '2026-02-03'",
+        "ALTER TABLE mart_user_segments ADD COLUMN is_vip BOOLEAN DEFAULT true",
+        "ALTER TABLE mart_user_segments ADD COLUMN motto VARCHAR DEFAULT 'to \"go\"'",
+    )
+
+    def run() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", MORE_COLUMNS, "--json", "--force"]
+        return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    missing = run()
+    mart("ALTER TABLE mart_user_segments ADD COLUMN saved DOUBLE DEFAULT 1.25")
+    first, second = run(), run()
+
+    assert "saved is missing" in missing.stdout
+    assert (json.loads(first.stdout)["inserted"], json.loads(second.stdout)["unchanged"]) == (1, 1)
+    (mail,) = select("SELECT payload::text AS said FROM crm.email_queue")
+    assert json.loads(mail["said"]) == {
+        "segment": "at_risk",
+        "points": 7,
+        "since": "2026-02-03",
+        "is_vip": True,
+        "motto": 'to "go"',
+        "saved": "1.2500",
+        "version": 1,
+    }
+
+
+def test_a_type_that_no_column_has_is_told(
+    environment: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "MORE_COLUMNS", {"points": "float"})
+
+    with pytest.raises(UsageError, match="MORE_COLUMNS: points is 'float', not text, integer"):
+        email_triggers.sync()
 
 
 def test_a_template_that_was_renamed_without_a_word_mails_nobody(

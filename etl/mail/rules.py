@@ -51,6 +51,11 @@ RULES = (
 )
 # fmt: on
 
+# Columns of the mart, beside those that every mart has, which a payload says: their types by their
+# names, such as {"loyalty_points": "integer"}. Contract and query follow.
+MORE_COLUMNS: dict[str, str] = {}
+TYPES = ("text", "integer", "decimal", "boolean", "date", "moment")
+
 # Former templates whose mails are not to count for the template of their segment now.
 RETIRED: frozenset[str] = frozenset()
 
@@ -67,7 +72,13 @@ def check(columns: Collection[str]) -> None:
     Raises:
         UsageError: naming everything that cannot be meant.
     """
-    if problems := [*_clashes(), *(text for rule in RULES for text in _problems(rule, columns))]:
+    problems = [
+        f"MORE_COLUMNS: {name} is {kind!r}, not {', '.join(TYPES)}"
+        for name, kind in MORE_COLUMNS.items()
+        if kind not in TYPES
+    ]
+    problems += [*_clashes(), *(text for rule in RULES for text in _problems(rule, columns))]
+    if problems:
         raise UsageError(f"RULES in etl/mail/rules.py: {'; '.join(problems)}; correct them")
 
 

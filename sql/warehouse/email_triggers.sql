@@ -11,7 +11,12 @@ SELECT
     last_seen_at,
     primary_platform AS platform,
     primary_country AS country,
-    segmented_at AS built_at
+    segmented_at AS built_at,
+    -- All others, by their own names, for who names one in etl/mail/rules.py.
+    COLUMNS(LAMBDA name: lower(name) NOT IN (
+        'user_id', 'segment', 'total_searches', 'total_conversions', 'lifetime_value',
+        'first_seen_at', 'last_seen_at', 'platform', 'country', 'built_at'
+    ))
 FROM (
     FROM mart_user_segments
     UNION ALL BY NAME
