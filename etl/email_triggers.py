@@ -9,7 +9,6 @@ sql/postgres/email_triggers.sql does it.
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections import Counter
 from functools import partial
 from types import new_class
@@ -21,8 +20,8 @@ import polars as pl
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.mail import decisions, lists, rules, templates, warnings
-from etl.mail.rules import NO_EPISODE_DATE, PAYLOAD_VERSION, Rule
+from etl.mail import decisions, lists, payloads, rules, templates, warnings
+from etl.mail.rules import NO_EPISODE_DATE, Rule
 from etl.options import Options
 from etl.plumbing import queries
 from etl.run import Run, execute
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 
 # A mart older than that has the queue read again, with what older visits need.
 _EXPECTED_AGE = dt.timedelta(days=7)
-
-# What stands for it in a JSON string, as Postgres writes it.
-_ESCAPES = (
-    ['"', "\\", *map(chr, range(32))],
-    ['\\"', "\\\\", *(json.dumps(chr(code))[1:-1] for code in range(32))],
-)
 
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
@@ -65,20 +58,9 @@ class _Candidate(UserSegment):
     country = dy.String(nullable=True, check={"nul": without_nul})
 
 
-_DTYPES: dict[str, dy.Column] = {
-    "text": _Candidate.platform,
-    "integer": dy.Int64(nullable=True),
-    "decimal": dy.Decimal(precision=18, scale=4, nullable=True),
-    "boolean": dy.Bool(nullable=True),
-    "date": dy.Date(nullable=True),
-    "moment": _Candidate.last_seen_at,
-}
-
-_MORE = {name: _DTYPES[type_] for name, type_ in rules.MORE_COLUMNS.items() if type_ in _DTYPES}
-
 # One row of the mart, as sql/warehouse/email_triggers.sql hands it over.
 EmailCandidate: type[dy.Schema] = new_class(
-    "EmailCandidate", (_Candidate,), exec_body=lambda fields: fields.update(_MORE)
+    "EmailCandidate", (_Candidate,), exec_body=lambda fields: fields.update(payloads.more_columns())
 )
 
 
@@ -171,41 +153,10 @@ def _of_rule(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame
         template=pl.lit(rule.template),
         episode_at=episode,
         priority=pl.lit(rule.priority, pl.Int16),
-        payload=_payload(rule),
+        payload=payloads.to_json(rule, EmailCandidate),
         due=(episode >= as_of - rule.max_age).fill_null(False),
         expires_at=episode + rule.max_age,
     )
-
-
-def _payload(rule: Rule) -> pl.Expr:
-    """The mail's own data as JSON: no more of a person than the template needs.
-
-    Written as Postgres writes a jsonb, so that equal payloads are equal texts.
-    """
-    values = {name: _json(name) for name in rule.payload}
-    values["version"] = pl.lit(str(PAYLOAD_VERSION))
-    parts: list[pl.Expr] = []
-    for name in sorted(values, key=lambda name: (len(name.encode()), name)):
-        parts += [pl.lit(f', "{name}": ' if parts else f'{{"{name}": '), values[name]]
-    return pl.concat_str(*parts, pl.lit("}"))
-
-
-def _json(name: str) -> pl.Expr:
-    """A column's values as JSON."""
-    column = pl.col(name)
-    dtype = EmailCandidate.columns()[name].dtype
-    if dtype == pl.String:
-        text = pl.format('"{}"', column.str.replace_many(*_ESCAPES))
-    elif isinstance(dtype, pl.Date):
-        text = pl.format('"{}"', column.cast(pl.String))
-    elif isinstance(dtype, pl.Datetime):
-        moment = column.replace(NO_EPISODE_DATE, None).dt.to_string("iso:strict")
-        text = pl.format('"{}"', moment)
-    elif isinstance(dtype, pl.Decimal):  # cents stay exact as text; as a float they would not
-        text = pl.format('"{}"', column.cast(pl.String))
-    else:
-        text = column.cast(pl.String)
-    return text.fill_null("null")
 
 
 def without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
