@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -26,9 +26,6 @@ from etl.errors import Refused, SyncError
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 from etl.warehouse import stream
-
-if TYPE_CHECKING:
-    pass
 
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
@@ -475,6 +472,23 @@ def test_a_view_and_a_query_of_ones_own_are_computed_once(
     assert not select("SELECT FROM crm.user_segments WHERE segment <> total_searches::text LIMIT 1")
 
 
+@pytest.mark.parametrize(("as_what", "in_order"), [("TABLE", False), ("VIEW", True)])
+def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
+    as_what: str, in_order: bool, mart: Mart
+) -> None:
+    """A view would be computed once to look and once to read."""
+    mart(
+        segments("('b', 'regular', 1, 0, 0), ('a', 'regular', 2, 0, 0)").replace(
+            "mart_user_segments", "stg"
+        ),
+        f"CREATE {as_what} mart_user_segments AS SELECT * FROM stg",
+    )
+
+    frames = opened(lambda mart: list(mart.frames()), ordered=False)
+
+    assert (pl.concat(frames)["user_id"].to_list() == ["a", "b"]) == in_order
+
+
 def test_a_mart_without_any_key_is_read(mart: Mart) -> None:
     mart(segments("(NULL, 'regular', 1, 0, 0), (NULL, 'regular', 2, 0, 0)"))
 
@@ -483,13 +497,24 @@ def test_a_mart_without_any_key_is_read(mart: Mart) -> None:
     assert sum(map(len, frames)) == 2
 
 
-def opened(look: Callable[[warehouse.Mart], Any], shard: tuple[int, int] = (0, 1)) -> Any:
+def opened(
+    look: Callable[[warehouse.Mart], Any],
+    shard: tuple[int, int] = (0, 1),
+    *,
+    ordered: bool = True,
+) -> Any:
     """What `look` sees of the mart of user_segments, whose file is open meanwhile."""
     now, settings = dt.datetime.now(dt.UTC), Settings.from_environment()
     with (
         tempfile.TemporaryDirectory() as spill,
         warehouse.open_mart(
-            "user_segments", UserSegment, settings, shard, spill=Path(spill), now=now
+            "user_segments",
+            UserSegment,
+            settings,
+            shard,
+            spill=Path(spill),
+            now=now,
+            ordered=ordered,
         ) as mart,
     ):
         return look(mart)
