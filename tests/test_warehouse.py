@@ -27,7 +27,6 @@ from etl.settings import Settings
 from etl.user_segments import UserSegment
 from etl.warehouse import stream
 
-
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
 
