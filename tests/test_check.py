@@ -80,6 +80,14 @@ def test_a_warning_alone_stops_nobody(mart: Mart) -> None:
     assert finished.stdout.splitlines()[-1].startswith("Nothing stops a run; 1 warning.")
 
 
+def test_one_thing_that_stops_a_run_is_one(mart: Mart) -> None:
+    mart(*GOOD, "DROP TABLE mart_recommendations")
+
+    last = _check().stdout.splitlines()[-1]
+
+    assert last == "1 thing stops a run. Mend it; then check again."
+
+
 def test_a_flag_that_is_not_known_is_wrong_usage(environment: Path) -> None:
     finished = _check("--bogus")
 

@@ -105,6 +105,19 @@ def test_a_query_must_return_each_column_once(failing: Failing, own_query: OwnQu
     )
 
 
+def test_what_to_write_for_a_column_that_may_be_null_is_told(
+    failing: Failing, own_query: OwnQuery
+) -> None:
+    sql = READ.replace(", segmented_at AS built_at", "")
+
+    error = failing(lambda _: own_query(sql))
+
+    assert str(error) == (
+        f"{own_query(sql)}: built_at is missing (NULL AS built_at where the mart has none);"
+        " correct the mart or cast in that file"
+    )
+
+
 def test_a_query_that_is_not_sql_is_told(
     failing: Failing, own_query: OwnQuery, environment: Path
 ) -> None:

@@ -187,15 +187,22 @@ def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
     if isinstance(error, Refused):
         return _refused(sync, error)
-    if not isinstance(error, warehouse.NotFoundError):
+    if not isinstance(error, warehouse.NotFoundError) or not (error.tables or error.columns):
         return failed(sync, error)
     with contextlib.suppress(SyncError):
-        alike = warehouse.lookalikes(settings, folder, error.tables, error.columns)
-        own = f"{settings.etl_sql_dir}/{sync}.sql" if settings.etl_sql_dir else "ETL_SQL_DIR"
-        where = f"name it in sql/warehouse/{sync}.sql or a file of yours ({own})"
-        seen = f"what looks like it: {', '.join(alike)}" if alike else "nothing looks like it"
-        return failed(sync, error, f"{seen}; {where}")
+        alike, names = warehouse.lookalikes(settings, folder, error.tables, error.columns)
+        seen = "what looks like it" if alike else "nothing looks like it"
+        seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
+        return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
     return failed(sync, error)
+
+
+def _where(sync: str, settings: Settings) -> str:
+    """The file that a sync reads, and where another one would come first."""
+    own = f"{settings.etl_sql_dir}/{sync}.sql" if settings.etl_sql_dir else "ETL_SQL_DIR"
+    if settings.etl_sql_dir and Path(own).is_file():
+        return own
+    return f"sql/warehouse/{sync}.sql or a file of yours ({own})"
 
 
 def _refused(sync: str, error: Refused) -> Finding:

@@ -39,7 +39,7 @@ def _summary(states: Sequence[str]) -> str:
     fails, warns = states.count(FAIL), states.count(WARN)
     warned = f"{warns} {'warning' if warns == 1 else 'warnings'}"
     if fails:
-        things = "thing stops" if fails == 1 else "things stop"
+        things, them = ("thing stops", "it") if fails == 1 else ("things stop", "them from the top")
         also = f", and {warned}" if warns else ""
-        return f"{fails} {things} a run{also}. Mend them from the top; then check again."
+        return f"{fails} {things} a run{also}. Mend {them}; then check again."
     return f"Nothing stops a run{f'; {warned}' if warns else ''}. Next: python -m etl --dry-run"

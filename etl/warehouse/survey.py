@@ -40,8 +40,10 @@ def survey(settings: Settings, spill: Path) -> Survey:
 
 def lookalikes(
     settings: Settings, spill: Path, tables: Sequence[str], columns: Sequence[str]
-) -> list[str]:
+) -> tuple[bool, list[str]]:
     """Return what looks most like a table or a column: `schema.table`, `schema.table.column`.
+
+    Where nothing does, False, and of tables that were looked for the nearest that are there.
 
     Args:
         settings: the warehouse file.
@@ -52,4 +54,6 @@ def lookalikes(
     path = Path(settings.duckdb_path)
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
         sql = queries.load("warehouse", "lookalikes")
-        return [name for (name,) in connection.execute(sql, [[*tables], [*columns]]).fetchall()]
+        found = connection.execute(sql, [[*tables], [*columns]]).fetchall()
+    alike = [name for name, is_alike in found if is_alike]
+    return bool(alike), alike or [name for name, _ in found]

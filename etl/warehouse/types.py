@@ -54,7 +54,9 @@ def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], orig
     problems, absent = [], []
     for column, cast in _contract_casts(contract):
         if column not in types:
-            problems.append(f"{column} is missing")
+            optional = contract.columns()[column].nullable
+            way_out = f" (NULL AS {column} where the mart has none)" if optional else ""
+            problems.append(f"{column} is missing{way_out}")
             absent.append(column)
         elif names.count(column) > 1:
             problems.append(f"{column} comes more than once")

@@ -1,20 +1,25 @@
 -- The five tables and columns of the warehouse whose names look most like one of the tables $1 or one
--- of the columns $2, two lists of names.
+-- of the columns $2, two lists of names; and the tables nearest to one of $1 that do not.
 WITH names AS (
-    SELECT t.table_schema || '.' || t.table_name AS place, t.table_name AS name, $1 AS wanted
+    SELECT
+        t.table_schema || '.' || t.table_name AS place,
+        t.table_name AS name,
+        $1 AS wanted,
+        true AS is_table
     FROM system.information_schema.tables AS t
     WHERE t.table_catalog NOT IN ('system', 'temp')
     UNION ALL
-    SELECT c.table_schema || '.' || c.table_name || '.' || c.column_name, c.column_name, $2
+    SELECT c.table_schema || '.' || c.table_name || '.' || c.column_name, c.column_name, $2, false
     FROM system.information_schema.columns AS c
     WHERE c.table_catalog NOT IN ('system', 'temp')
 ),
 
-pairs AS (SELECT place, name, unnest(wanted) AS wanted FROM names),
+pairs AS (SELECT place, name, is_table, unnest(wanted) AS wanted FROM names),
 
 scored AS (
     SELECT
         place,
+        is_table,
         max(greatest(
             jaro_winkler_similarity(lower(name), lower(wanted)),
             -- `score` and `recommendation_score`, `search_count` and `total_searches`: a word of
@@ -28,11 +33,11 @@ scored AS (
                 THEN 0.85 ELSE 0 END
         )) AS likeness
     FROM pairs
-    GROUP BY place
+    GROUP BY place, is_table
 )
 
-SELECT place
+SELECT place, likeness >= 0.8 AS is_alike
 FROM scored
-WHERE likeness >= 0.8
+WHERE likeness >= 0.8 OR is_table
 ORDER BY likeness DESC, place
 LIMIT 5
