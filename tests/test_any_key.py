@@ -185,5 +185,21 @@ def test_a_transform_that_changes_the_key_is_told(monkeypatch: pytest.MonkeyPatc
         run_sync("odd", without_day, Options(delete_missing=True))
 
 
+def test_a_column_that_the_query_of_the_target_forgot_is_named() -> None:
+    sync()
+    path = queries.ROOT / "postgres" / "odd_current.sql"
+    path.write_text(path.read_text().replace("t.*", NAMES))
+
+    with pytest.raises(SyncError, match=r"postgres/odd_current\.sql does not select n, of what"):
+        sync()
+
+
+def test_a_query_that_is_not_there_is_named() -> None:
+    (queries.ROOT / "postgres" / "odd_mirror.sql").unlink()
+
+    with pytest.raises(SyncError, match=r"sql/postgres/odd_mirror\.sql is not there; write it"):
+        sync(delete_missing=True)
+
+
 def test_the_text_of_a_key_with_a_null_is_none() -> None:
     assert keys.text(["a", None]) is None

@@ -108,6 +108,13 @@ def test_a_single_sync_refuses_flags_of_others(
     assert touched() == (0, 0, 0, 0)
 
 
+def test_a_sync_that_is_not_on_the_list_is_told_where_the_list_is(etl: Etl) -> None:
+    ended = etl("--dry-run", only="route_stats")
+
+    assert ended.code == 2
+    assert ended.stderr == "etl: route_stats is not on the list of syncs; add it to etl/syncs.py\n"
+
+
 def test_a_word_with_a_line_break_is_told_on_one_line(etl: Etl) -> None:
     assert etl("a\nb").stderr == "etl: unknown word 'a\\nb'; --help lists the flags\n"
 

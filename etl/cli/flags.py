@@ -71,6 +71,8 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
     Raises:
         UsageError: a flag, a value or a word that means nothing here.
     """
+    if only is not None and only not in BY_NAME:
+        raise UsageError(f"{only} is not on the list of syncs; add it to etl/syncs.py")
     if any(word.partition("=")[0] == "--shards" for word in words):
         raise UsageError(
             "--shards is gone: a sync of any size runs in the same memory; leave it out"

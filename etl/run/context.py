@@ -187,6 +187,11 @@ class Run:
         if target is None:
             self.copy(table, rows.batches(), rows.rows)
         else:
+            if absent := [name for name in rows.schema.names if name not in target.schema.names]:
+                raise SyncError(
+                    f"sql/postgres/{self.job.sync}_current.sql does not select"
+                    f" {', '.join(absent)}, of what transform returns; add it there"
+                )
             with warehouse.differing(rows, target) as changed:
                 self.copy(table, changed)
 
