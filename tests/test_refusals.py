@@ -129,7 +129,7 @@ def test_a_session_that_a_german_server_ends_is_lost_and_no_refusal(german: Serv
 
 POOLED: list[tuple[dict[str, str], str]] = [
     ({"PGOPTIONS": "-c geqo=off"}, "unsupported startup parameter: options; unset PGOPTIONS"),
-    ({"POSTGRES_DB": "nope"}, "no such database: nope; check POSTGRES_DB"),
+    ({"POSTGRES_DB": "nope"}, "no such database: nope; check POSTGRES_DB, or create it"),
     ({"POSTGRES_PASSWORD": "wrong"}, f"SASL authentication failed; {LOGIN}"),
     ({"PGSSLMODE": "require"}, NO_TLS),
 ]

@@ -98,7 +98,10 @@ _CAUSES = (
         f"; {_TLS}: where pg_hba.conf says hostssl it must be `require` or stricter; else let the"
         f" login in there, or {_LOGIN}",
     ),
-    Cause(r"3D000 |refused .*(database .*does not exist|no such database)", "; check POSTGRES_DB"),
+    Cause(
+        r"3D000 |refused .*(database .*does not exist|no such database)",
+        "; check POSTGRES_DB, or create it",
+    ),
     Cause(
         r"refused .*(startup parameter|configuration parameter|value for parameter|set parameter)",
         "; unset PGOPTIONS, or have the pooler ignore_startup_parameters (pgbouncer.ini)",
