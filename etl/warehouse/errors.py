@@ -59,8 +59,8 @@ _PROBLEMS = (
     ),
     (
         r"Out of Memory",
-        "does not fit: give the temporary folder (TMPDIR) more room, or look for rows of a"
-        " megabyte, of which few fit into the memory that a sync allows itself",
+        "needs more room in the temporary folder (TMPDIR), or has rows of a megabyte, of which few"
+        " fit into the memory that a sync allows itself",
     ),
 )
 
