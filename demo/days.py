@@ -28,7 +28,10 @@ def build(folder: Path, users: int, epoch: datetime, built_at: datetime) -> None
     with duckdb.connect(str(before)) as connection:
         connection.execute(f"ATTACH '{today}' AS today (READ_ONLY)")
         connection.execute("SET VARIABLE days = 1")
-        connection.execute(queries.load("sample", "earlier"))
+        earlier = queries.load("sample", "earlier")
+        connection.execute(earlier)
+        others = [mart for mart in sample.MARTS if f".{mart} AS" not in earlier]
+        sample.fill(connection, others, users, epoch, built_at)
     _change(before, "day_before")
     _change(today, "bad_rows")
     shutil.copy(today, folder / "lost.duckdb")

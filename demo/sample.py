@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,17 +45,25 @@ def build(
         raise ValueError("epoch and built_at need a time zone")
     with tempfile.TemporaryDirectory(prefix=".building-", dir=path.parent) as folder:
         draft = Path(folder, path.name)
-        _fill(draft, users, epoch.astimezone(UTC).replace(tzinfo=None), built_at)
+        with duckdb.connect(str(draft)) as connection:
+            connection.execute("CREATE SCHEMA main_marketing")
+            fill(connection, MARTS, users, epoch, built_at)
         os.replace(draft, path)
     # The log of the file that was replaced must not be replayed into this one.
     path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
 
 
-def _fill(path: Path, users: int, epoch: datetime, built_at: datetime) -> None:
-    with duckdb.connect(str(path)) as connection:
-        connection.execute("CREATE SCHEMA main_marketing")
-        given = {"users": users, "epoch": epoch, "built_at": built_at}
-        for mart in MARTS:
-            sql = queries.load("sample", mart)
-            used = {name: value for name, value in given.items() if f"${name}" in sql}
-            connection.execute(sql, used)
+def fill(
+    connection: duckdb.DuckDBPyConnection,
+    marts: Sequence[str],
+    users: int,
+    epoch: datetime,
+    built_at: datetime,
+) -> None:
+    """Make marts of sql/sample in the schema main_marketing; see `build`."""
+    naive = epoch.astimezone(UTC).replace(tzinfo=None)
+    given = {"users": users, "epoch": naive, "built_at": built_at}
+    for mart in marts:
+        sql = queries.load("sample", mart)
+        used = {name: value for name, value in given.items() if f"${name}" in sql}
+        connection.execute(sql, used)

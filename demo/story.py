@@ -15,10 +15,11 @@ from pathlib import Path
 
 from demo import days
 from demo.embedded import Servers
-from etl import cache, postgres
+from etl import cache, postgres, syncs
 from etl.cli import report
 from etl.errors import SyncError
 from etl.init_db import init_db
+from etl.plumbing import queries
 from etl.settings import Settings
 
 FOLDER = Path(".demo")
@@ -177,9 +178,14 @@ def _empty() -> None:
 
 
 def _epoch() -> dt.datetime | None:
-    """The moment up to which the sample's users have visited, where a story told of it lately."""
+    """The moment up to which the sample's users have visited, where a story told of it lately.
+
+    Not where the SQL or the list of syncs is newer: the tables and marts may be others.
+    """
     told = FOLDER / "told"
-    if told.exists() and time.time() - told.stat().st_mtime < _EPOCH_HOURS * 3600:
+    files = [*queries.ROOT.rglob("*.sql"), Path(syncs.__file__)]
+    oldest = max(time.time() - _EPOCH_HOURS * 3600, *(file.stat().st_mtime for file in files))
+    if told.exists() and told.stat().st_mtime > oldest:
         return dt.datetime.fromisoformat(told.read_text())
     return None
 

@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from demo import story
 from demo.embedded import settings_in
+from etl import syncs
+from etl.plumbing import queries
 from etl.settings import Settings
 
 # No value of the service's that parses, or that could be meant for the demo's servers.
@@ -62,6 +65,27 @@ def test_the_demo_tells_the_same_story_whatever_the_shell_sets(folder: Path) -> 
     assert [line for line in again if "10,000 unchanged, 3 rejected" in line]
     assert not [line for line in again if "inserted" in line or "updated" in line]
     assert (folder / ".demo" / "status.html").exists()
+
+
+@pytest.mark.parametrize("file", ["schema.sql", "syncs.py"])
+def test_a_story_of_other_tables_or_syncs_is_told_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    told, files = tmp_path / "told", [tmp_path / "schema.sql", tmp_path / "syncs.py"]
+    monkeypatch.setattr(story, "FOLDER", tmp_path)
+    monkeypatch.setattr(queries, "ROOT", tmp_path)
+    monkeypatch.setattr(syncs, "__file__", str(files[1]))
+    now = time.time()
+    for path in files:
+        path.touch()
+        os.utime(path, (now, now - 60))
+    told.write_text("2026-05-01T00:00:00+00:00")
+    os.utime(told, (now, now - 30))
+    assert story._epoch() is not None
+
+    os.utime(tmp_path / file, (now, now))
+
+    assert story._epoch() is None
 
 
 @pytest.mark.slow

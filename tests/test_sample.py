@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import duckdb
 import pytest
 
 from demo import days, sample
+from etl.plumbing import queries
 
 EPOCH = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = EPOCH + timedelta(days=1)
@@ -165,6 +167,24 @@ def test_day_2_has_three_bad_rows_and_day_1_fewer_users(tmp_path: Path) -> None:
     assert users["day2"] == [(303, "2026-03-01")]
     assert users["day1"][0][1] == "2026-02-28"
     assert users["lost"][0][0] < 150 < users["day1"][0][0] < 300
+
+
+def test_every_mart_of_the_sample_is_there_on_each_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(queries.ROOT / "sample", tmp_path / "sample")
+    (tmp_path / "sample" / "mart_more.sql").write_text(
+        "CREATE TABLE main_marketing.mart_more AS FROM main_marketing.mart_user_segments"
+    )
+    monkeypatch.setattr(queries, "ROOT", tmp_path)
+    monkeypatch.setattr(sample, "MARTS", [*sample.MARTS, "mart_more"])
+
+    days.build(tmp_path, 10, EPOCH, EPOCH)
+
+    for day in ("day1", "day2", "lost"):
+        path = tmp_path / f"{day}.duckdb"
+        for mart in sample.MARTS:
+            assert rows(path, f"SELECT count(*) > 0 FROM {mart}") == [(True,)]
 
 
 def test_a_day_takes_the_place_of_another(tmp_path: Path) -> None:
