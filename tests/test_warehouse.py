@@ -488,6 +488,24 @@ def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
     assert (pl.concat(frames)["user_id"].to_list() == ["a", "b"]) == in_order
 
 
+@pytest.mark.parametrize(
+    ("as_what", "many", "threads"), [("TABLE", 1, 2), ("TABLE", 0, 1), ("VIEW", 1, 1)]
+)
+def test_a_sort_has_few_threads_however_many_cores_there_are(
+    as_what: str, many: int, threads: int, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory: with 16 of them a sort in 120 MB ends at once."""
+    made = segments("('b', 'regular', 1, 0, 0)").replace("mart_user_segments", "stg")
+    mart(made, f"CREATE {as_what} mart_user_segments AS SELECT * FROM stg")
+    monkeypatch.setattr(stream, "_MANY_ROWS", many)
+
+    def setting(mart: warehouse.Mart) -> object:
+        asked = duckdb.SQLExpression("current_setting('threads')")
+        return mart.relation.select(asked).fetchall()[0][0]
+
+    assert opened(setting) == threads
+
+
 def test_a_mart_without_any_key_is_read(mart: Mart) -> None:
     mart(segments("(NULL, 'regular', 1, 0, 0), (NULL, 'regular', 2, 0, 0)"))
 

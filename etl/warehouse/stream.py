@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 SKEW = dt.timedelta(hours=1)
 
 
+# More are sorted by one thread, because two would need more memory (see file.py).
+_MANY_ROWS = 5_000_000
+
+
 @dataclass(frozen=True)
 class Stats:
     """What the guards ask about a mart as a whole."""
@@ -124,16 +128,19 @@ def open_mart(
             query = marts.statement(connection, query)
             marts.check_files(connection, query, path.absolute().parent)
             tables, mapped = marts.resolve_tables(connection, query, settings.mart_schema), {}
-            stored = False  # a view or a query of their own is not to be computed twice
+            stored = None  # rows of a table; a view or an own query is not to be computed twice
             if len(tables) == 1:
                 mart = connection.table(tables[0])
                 mapped = marts.map_names(mart.columns, query)
-                stored = mart.type == "TABLE_RELATION" and not query.is_override
+                if mart.type == "TABLE_RELATION" and not query.is_override:
+                    stored = len(mart)
+            if stored is None or stored > _MANY_ROWS:
+                connection.execute("SET threads = 1")
             rows = connection.sql(query.sql)
             types.check_columns(rows, contract, query.source)
             values = types.key_of(rows, contract, key)
             mine, stats = _part(rows, contract, keys.expression(values), part, now)
-            ordered = ordered or not stored or _has_twins(mine, contract)
+            ordered = ordered or stored is None or _has_twins(mine, contract)
             if ordered:  # before the casts, which add a column to most
                 mine = mine.sort(*(value for value, _ in values))
             relation = types.cast_to_contract(mine, contract)
