@@ -45,8 +45,8 @@ USERS = 2_000
 # What passes the proxy at each point of a run.
 _RUNNING, _OK, _COPY = b'"status":"running"', b'"status":"ok"', b"PGCOPY"
 _MERGE = {
-    "user_segments": b"changes AS MATERIALIZED",
-    "email_triggers": b"approved AS MATERIALIZED",
+    "user_segments": b"UPDATE crm.user_segments",
+    "email_triggers": b"approved AS NOT MATERIALIZED",
 }
 
 POINTS = (

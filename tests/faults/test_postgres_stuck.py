@@ -40,7 +40,7 @@ POINTS = {
     "logging in": (b"application_name",),
     "taking the lock": (b"Try to take what keeps runs",),
     "copying": (b"PGCOPY",),
-    "merging": (b"changes AS MATERIALIZED",),
+    "merging": (b"UPDATE crm.user_segments",),
     "committing": (b'"status":"ok"', b"COMMIT"),
 }
 
