@@ -37,6 +37,10 @@ _OF_DISKS = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, e
 # A hash join of ten million rows with ten million works in this; each further one takes more.
 _JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 200_000_000, 10, 20_000_000
 
+# What a query of several joins may take. Ten million users with five million mails are decided in
+# this; more of it would only make the process larger.
+_QUERY_BYTES = 125_000_000
+
 
 @dataclass(frozen=True)
 class Spool:
@@ -210,7 +214,7 @@ def joined(
         streams: by the names that the query has for them; each can be read once.
         variables: what getvariable() answers.
     """
-    with _reading(spill), file.in_memory(spill, _JOIN_BYTES) as connection:
+    with _reading(spill), file.in_memory(spill, _QUERY_BYTES) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         for name, value in variables.items():
