@@ -77,7 +77,7 @@ def sync(
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
     reading = run.read_target(TABLE, UserSegment)  # while the mart is read
-    # What differs from a target is sorted anyway; a first load goes to it as it comes.
+    # In order where the rows are staged as they come; what differs from a target is sorted later.
     segments = run.read(UserSegment, transform, ordered=reading is None)
     target = reading.result() if reading else None
     run.stage("staging", segments, target)
