@@ -21,7 +21,7 @@ from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import AlreadyRunning, SyncError, UsageError
 from etl.options import Options
 from etl.postgres import sessions
-from etl.run import Run
+from etl.run import Attempt
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def test_a_run_that_is_through_lets_the_next_in_while_its_session_winds_up(
 ) -> None:
     """The server drops big staging tables before it ends a session, locks and all."""
     mart(segments("('u0', 'regular', 1, 0, 0)"))
-    lingering: list[Run] = []
+    lingering: list[Attempt] = []
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "close", lambda run: lingering.append(run))  # noqa: PLW0108  (a method)
+        patched.setattr(Attempt, "close", lambda one: lingering.append(one))  # noqa: PLW0108  (a method)
         user_segments.sync()
 
     try:

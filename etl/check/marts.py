@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import importlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,11 +19,9 @@ from etl.check.findings import FAIL, OK, WARN, Finding, failed
 from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
-from etl.run import ledger
-from etl.run.context import Run
-from etl.run.contract import Validator
+from etl.run import Attempt, Job, Run, ledger
 from etl.run.guards import fired
-from etl.run.job import Job
+from etl.run.reading import read_mart
 from etl.status.problems import ago
 
 if TYPE_CHECKING:
@@ -51,17 +49,15 @@ class Look(Run):
     """
 
     cache_answers: bool = False
-    tables: list[str] = field(default_factory=list)
-    mapped: dict[str, str] = field(default_factory=dict)
     contract: tuple[str, ...] = ()  # its columns
     sample: pl.DataFrame | None = None  # of what would be loaded
 
     @property
-    def postgres(self) -> Connection:
-        """The connection, if there is one."""
-        if self.connection is None:
+    def session(self) -> Connection:
+        """The session, if there is one."""
+        if self.attempt.session is None:
             raise Enough
-        return self.connection
+        return self.attempt.session
 
     def read(
         self,
@@ -72,27 +68,20 @@ class Look(Run):
         ordered: bool = False,
     ) -> Spool:
         """Read the mart as `Run.read` does, in any order, and keep a sample; see there."""
-        job, key = self.job, key or schema.primary_key()
-        begin = partial(
-            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
-        )
-        sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
-        with (
-            begin(spill=self.folder, key=key, ordered=False) as mart,
-            contextlib.closing(mart.frames()) as frames,
-        ):
-            self.tables, self.mapped = mart.source.tables, mart.source.mapped
-            self.contract = (*schema.columns(),)
-            validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
-            for frame in frames:
-                rows = reshape(validator.valid_rows(frame))
+        key = key or schema.primary_key()
+
+        def keep(frames: Iterator[pl.DataFrame]) -> Spool:
+            sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
+            for rows in map(reshape, frames):
                 hashes.append(rows.select(key).hash_rows())
                 if len(sample) < SAMPLE:
                     sample = rows.head(SAMPLE)
-        self.take_over(mart, validator)
-        self.sample = sample
-        spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
-        return replace(spool, rows=pl.concat(hashes).n_unique())
+            self.sample = sample
+            spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
+            return replace(spool, rows=pl.concat(hashes).n_unique())
+
+        self.contract = (*schema.columns(),)
+        return self.take(read_mart(self.job, self.folder, schema, key, keep, ordered=False))
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""
@@ -147,14 +136,14 @@ def look(
         connection: to Postgres, None where that has failed.
         cache: whether Redis answers.
     """
-    run = Look(Job(sync, settings, Options(dry_run=True)), cache_answers=cache)
-    run.folder, run.connection = folder, connection
+    job = Job(sync, settings, Options(dry_run=True))
+    run = Look(Attempt(job, session=connection), folder, cache_answers=cache)
     module = importlib.import_module(f"etl.{sync}")
     errors = _errors(partial(_load, run, module.load))
-    if run.rejects is None:  # Postgres was asked for something first
+    if run.tally.rejects is None:  # Postgres was asked for something first
         errors |= _errors(partial(_read_alone, run, vars(module)))
     findings = [_failed(sync, error, settings, folder) for error in errors.values()]
-    if run.rejects is None:
+    if run.tally.rejects is None:
         return run, findings
     return run, [_mart(run), *findings, *_guards(run)]
 
@@ -170,10 +159,10 @@ def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
 
 
 def _load(run: Look, load: Callable[[Any], None]) -> None:
-    if run.connection is not None:
-        run.connection.try_rollback()
-        postgres.execute(run.connection, READ_ONLY)
-        run.previous = ledger.last_ok_run(run.connection, run.job.sync)
+    if (session := run.attempt.session) is not None:
+        session.try_rollback()
+        postgres.execute(session, READ_ONLY)
+        run.previous = ledger.last_ok_run(session, run.job.sync)
     load(run)
 
 
@@ -212,16 +201,16 @@ def _refused(sync: str, error: Refused) -> Finding:
 
 
 def _mart(run: Look) -> Finding:
-    rejects, metrics = run.rejects, run.metrics
+    rejects, metrics, source = run.mart.rejects, run.tally.metrics, run.mart.source
     built = "not said when built"
     if metrics.built_at:
         built = f"built {ago(metrics.now - metrics.built_at)}"
-    names = [f"{name} is {column}" for name, column in run.mapped.items() if name != column]
-    found = f"{' and '.join(_plain(run.tables))}: {metrics.mart_rows:,} rows, {built}"
+    names = [f"{name} is {column}" for name, column in source.mapped.items() if name != column]
+    found = f"{' and '.join(_plain(source.tables))}: {metrics.mart_rows:,} rows, {built}"
     found += f"; {', '.join(names)}" if names else ""
-    if absent := sorted(set(run.contract) - run.columns):
+    if absent := sorted(set(run.contract) - source.columns):
         found += f"; no {', '.join(absent)}"
-    if rejects is None or not rejects.total:
+    if not rejects.total:
         return Finding(run.job.sync, OK, f"{found}; none to be rejected")
     reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in rejects.reasons.items())
     advice = "mend the mart's model; a run sets these rows aside (etl.rejected_rows)"
@@ -238,5 +227,5 @@ def _plain(names: list[str]) -> Iterator[str]:
 
 def _guards(run: Look) -> Iterator[Finding]:
     """The guards that the mart and the ledger are enough for."""
-    for message, step in fired(run.metrics, run.settings).items():
+    for message, step in fired(run.tally.metrics, run.settings).items():
         yield Finding(run.job.sync, FAIL, message, step)
