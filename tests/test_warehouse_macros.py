@@ -175,4 +175,4 @@ def read(sync: str, shard: tuple[int, int]) -> tuple[Any, ...]:
         ) as mart,
     ):
         rows = pl.concat(mart.frames(), how="diagonal").to_dicts()
-        return sorted(rows, key=str), mart.columns, mart.stats
+        return sorted(rows, key=str), mart.source.columns, mart.stats

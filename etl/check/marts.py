@@ -81,7 +81,8 @@ class Look(Run):
             begin(spill=self.folder, key=key, ordered=False) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
-            self.tables, self.mapped, self.contract = mart.tables, mart.mapped, (*schema.columns(),)
+            self.tables, self.mapped = mart.source.tables, mart.source.mapped
+            self.contract = (*schema.columns(),)
             validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
             for frame in frames:
                 rows = reshape(validator.valid_rows(frame))

@@ -145,7 +145,7 @@ class Run:
     def take_over(self, mart: warehouse.Mart, validator: contract.Validator) -> None:
         """Keep what a mart that was read through said of itself: for the result and the guards."""
         rejects = validator.rejects()
-        self.columns, self.rejects = mart.columns, rejects
+        self.columns, self.rejects = mart.source.columns, rejects
         self.counts.update(extracted=validator.rows, rejected=rejects.total, deleted=0)
         # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(validator.rows, validator.built_at)

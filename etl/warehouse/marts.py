@@ -12,6 +12,7 @@ import duckdb
 
 from etl.errors import SyncError, UsageError
 from etl.plumbing import queries
+from etl.warehouse import types
 from etl.warehouse.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ class Query:
     sql: str
     source: str  # the name under which errors speak of it
     is_override: bool = False  # of ETL_SQL_DIR
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a query reads."""
+
+    rows: duckdb.DuckDBPyRelation  # that it returns
+    columns: frozenset[str]  # of them, less those that are NULL by the query's text
+    tables: list[str]  # quoted
+    mapped: dict[str, str]  # columns of the mart by names of the contract, where a name may vary
+    stored: int | None  # rows of the one table it reads; None: computed, and not to be twice
 
 
 def load_query(name: str, settings: Settings) -> Query:
@@ -80,7 +92,33 @@ def _unreadable(path: Path, error: OSError) -> SyncError:
     return SyncError(f"{path}: {error.strerror}; let the user that runs the sync read it")
 
 
-def resolve_tables(
+def find(
+    connection: duckdb.DuckDBPyConnection, query: Query, mart_schema: str | None, folder: Path
+) -> Source:
+    """Find the tables and columns that a query means.
+
+    Args:
+        connection: to the warehouse.
+        query: one SELECT.
+        mart_schema: the schema to look in; None: the only one that has the mart.
+        folder: of the warehouse's file, which relative paths of views start from.
+
+    Raises:
+        SyncError: the query, its tables or its columns are not what they should be.
+    """
+    query = _one_select(connection, query)
+    _check_files(connection, query, folder)
+    tables, mapped, stored = _resolve_tables(connection, query, mart_schema), {}, None
+    if len(tables) == 1:
+        mart = connection.table(tables[0])
+        mapped = _map_names(mart.columns, query)
+        if mart.type == "TABLE_RELATION" and not query.is_override:
+            stored = len(mart)
+    rows = connection.sql(query.sql)
+    return Source(rows, types.not_null(rows), tables, mapped, stored)
+
+
+def _resolve_tables(
     connection: duckdb.DuckDBPyConnection, query: Query, mart_schema: str | None
 ) -> list[str]:
     """Point bare table names at the schemas that hold them; return the quoted names in full.
@@ -105,7 +143,7 @@ def resolve_tables(
     return names
 
 
-def check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Path) -> None:
+def _check_files(connection: duckdb.DuckDBPyConnection, query: Query, folder: Path) -> None:
     """A view's relative file must not be in the working folder too: DuckDB looks there first.
 
     Raises:
@@ -140,7 +178,7 @@ def _quoted(*names: str) -> str:
     return ".".join('"{}"'.format(name.replace('"', '""')) for name in names)
 
 
-def statement(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
+def _one_select(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
     """The query without what may follow its one statement: semicolons and comments.
 
     Raises:
@@ -165,7 +203,7 @@ def statement(connection: duckdb.DuckDBPyConnection, query: Query) -> Query:
     return replace(query, sql=code.decode())
 
 
-def map_names(columns: list[str], query: Query) -> dict[str, str]:
+def _map_names(columns: list[str], query: Query) -> dict[str, str]:
     """Match each COLUMNS('(?i)^(a|b)$') AS name of the query with one column of the mart.
 
     Returns:

@@ -46,15 +46,17 @@ class Stats:
 
 @dataclass(frozen=True)
 class Mart:
-    """A mart whose file is open."""
+    """A mart whose file is open.
 
-    relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, typed, in the key's order
+    A value that does not fit the contract's type is null and stands as text in the column
+    `uncastable <name>`, which is there only when it has something to say.
+    """
+
+    relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, by the contract's types
+    source: marts.Source
     key: Sequence[str]
-    columns: frozenset[str]  # of the query, less those that are NULL by its text
-    stats: Stats | None  # of the whole mart, where only a part is read
-    tables: list[str]  # that the query reads, quoted
-    mapped: dict[str, str]  # columns of the mart by names of the contract, where a name may vary
     ordered: bool  # by the key; else no two rows have the same key
+    stats: Stats | None  # of the whole mart, where only a part is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
 
     def frames(self) -> Generator[pl.DataFrame, None, None]:
@@ -99,22 +101,17 @@ def open_mart(
 ) -> Iterator[Mart]:
     """Open the warehouse for the length of a block and run sql/warehouse/<name>.sql.
 
-    The rows have the contract's names and types. A value that does not fit its type is null and
-    stands as text in the column `uncastable <name>`, which is there only when it has something to
-    say. While the block lasts, dbt in another process cannot write to the file.
+    While the block lasts, dbt in another process cannot write to the file.
 
     Args:
         name: the sync, hence the query; a file of that name in ETL_SQL_DIR comes first.
         contract: the columns to return; its dtypes choose the casts.
         settings: the warehouse file, MART_SCHEMA and ETL_SQL_DIR.
-        part: (i, n) reads the keys whose hash modulo n is i; (0, 1) reads all; a text reads the
-            rows of this key alone.
+        part: (i, n) reads the keys whose hash modulo n is i; a text, the rows of this key alone.
         spill: a folder for what does not fit into memory.
         now: the run's clock.
-        key: columns of the contract's primary key, which order and shards go by; all of them
-            unless given.
-        ordered: False leaves the rows of a table as they come, which takes a third of the time,
-            unless two may have the same key; for who needs no order.
+        key: columns of the contract's primary key that order and shards go by; all by default.
+        ordered: False leaves the rows of a table unsorted where no two have the same key.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -125,27 +122,14 @@ def open_mart(
     explaining = partial(_explaining, path, f"correct {query.source} or the mart")
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
         with explaining():
-            query = marts.statement(connection, query)
-            marts.check_files(connection, query, path.absolute().parent)
-            tables, mapped = marts.resolve_tables(connection, query, settings.mart_schema), {}
-            stored = None  # rows of a table; a view or an own query is not to be computed twice
-            if len(tables) == 1:
-                mart = connection.table(tables[0])
-                mapped = marts.map_names(mart.columns, query)
-                if mart.type == "TABLE_RELATION" and not query.is_override:
-                    stored = len(mart)
-            if stored is None or stored > _MANY_ROWS:
+            source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
+            if source.stored is None or source.stored > _MANY_ROWS:
                 connection.execute("SET threads = 1")
-            rows = connection.sql(query.sql)
-            types.check_columns(rows, contract, query.source)
-            values = types.key_of(rows, contract, key)
-            mine, stats = _part(rows, contract, keys.expression(values), part, now)
-            ordered = ordered or stored is None or _has_twins(mine, contract)
-            if ordered:  # before the casts, which add a column to most
-                mine = mine.sort(*(value for value, _ in values))
-            relation = types.cast_to_contract(mine, contract)
-        columns = types.not_null(rows)
-        yield Mart(relation, key, columns, stats, tables, mapped, ordered, explaining)
+            types.check_columns(source.rows, contract, query.source)
+            rows, stats = _part(source.rows, contract, key, part, now)
+            ordered = ordered or source.stored is None or _has_twins(rows, contract)
+            typed = _typed(rows, contract, key if ordered else ())
+        yield Mart(typed, source, key, ordered, stats, explaining)
 
 
 def read(
@@ -178,20 +162,30 @@ def _explaining(path: Path, advice: str) -> Iterator[None]:
 def _part(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
-    key: duckdb.Expression,
+    key: Sequence[str],
     part: tuple[int, int] | str,
     now: dt.datetime,
 ) -> tuple[duckdb.DuckDBPyRelation, Stats | None]:
     """Return the rows of one shard or of one key, and what to know of all of them."""
     if part == (0, 1):
         return rows, None
+    text = keys.expression(types.key_of(rows, contract, key))
     if isinstance(part, str):
-        mine = rows.filter(key == ConstantExpression(part))
+        mine = rows.filter(text == ConstantExpression(part))
     else:
         index, of = part
-        hashed = FunctionExpression("shard_of", key, ConstantExpression(of))
+        hashed = FunctionExpression("shard_of", text, ConstantExpression(of))
         mine = rows.filter(hashed == ConstantExpression(index))
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
+
+
+def _typed(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], order: Sequence[str]
+) -> duckdb.DuckDBPyRelation:
+    """Sort, where an order is given, and cast: in this turn, because most casts add a column."""
+    if order:
+        rows = rows.sort(*(value for value, _ in types.key_of(rows, contract, order)))
+    return types.cast_to_contract(rows, contract)
 
 
 def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> bool:
