@@ -93,7 +93,7 @@ def load(run: Run) -> None:
     oldest = run.job.started_at - _EXPECTED_AGE
     decisions.prepare(run.session, run.settings, oldest, shard=run.job.shard)
     templates.keep_history(run)
-    reading = decisions.read_mails(run.session, run.folder / "mails")  # while the mart is read
+    reading = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
@@ -104,7 +104,7 @@ def load(run: Run) -> None:
     mails = reading.result()
     if run.as_of < oldest:  # --force, or a guard that allows it
         decisions.prepare(run.session, run.settings, run.as_of, shard=run.job.shard)
-        mails = decisions.read_mails(run.session, run.folder / "mails").result()
+        mails = run.start_reading(decisions.read_mails, "mails").result()
     missing = visits.missing(run)
     visits.tell_guards(run, missing)
     templates.update(run.session, run.settings)

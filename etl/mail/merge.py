@@ -51,7 +51,7 @@ def merge(run: Run, triggers: Triggers, mails: Spool) -> Totals:
         except SyncError as error:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
-        mails = decisions.read_mails(run.session, run.folder / "mails").result()
+        mails = run.start_reading(decisions.read_mails, "mails").result()
     # Only a mail that is to be pending again can meet another: those wait for a later run.
     totals = _stage(run, triggers(), mails)
     postgres.execute(run.session, queries.load("postgres", "email_without_revivals"))
@@ -62,7 +62,7 @@ def merge(run: Run, triggers: Triggers, mails: Spool) -> Totals:
 def _stage(run: Run, triggers: Iterator[pl.DataFrame], mails: Spool) -> Totals:
     """Decide; stage what is to change in the queue as it was read."""
     totals = decisions.Totals()
-    unsubscribed = decisions.read_unsubscribed(run.session, run.folder / "unsubscribed").result()
+    unsubscribed = run.start_reading(decisions.read_unsubscribed, "unsubscribed").result()
 
     def changes(decided: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         with lists.writing(run.options.decisions) as write:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
 
+# Whoever waits with a shard has part of its locks for some milliseconds each time it asks, so a run
+# that may not wait asks twice.
+_MOMENT = 0.1
+
 
 class LostCountError(SyncError):
     """The ledger has no column for a count, or does not write it."""
@@ -140,12 +144,12 @@ def lock(session: Connection, job: Job, wait: float = 0) -> None:
     Raises:
         AlreadyRunning: somebody holds it; the message says who, where and since when.
     """
-    deadline = time.monotonic() + wait
+    deadline = time.monotonic() + max(wait, _MOMENT)
     waiting = False
     while holder := _try_lock(session, job):
         if time.monotonic() >= deadline:
             raise AlreadyRunning(_running(job.sync, holder))
-        if not waiting:
+        if wait and not waiting:
             log.event("lock.waiting", seconds=wait, holder=holder)
         waiting = True
         cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))

@@ -33,6 +33,15 @@ class Reading:
     rows: int  # that were read
     whole: warehouse.Stats  # of the mart with all its shards
 
+    @classmethod
+    def of(
+        cls, mart: warehouse.Mart, check: Validator, accepted: Spool, rejected: Spool
+    ) -> Reading:
+        """Return what is known after the last frame."""
+        # Of the other shards nobody knows which rows will be accepted.
+        whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
+        return cls(accepted, rejected, check.rejects(), mart.source, check.rows, whole)
+
 
 def read_mart(
     job: Job,
@@ -64,9 +73,7 @@ def read_mart(
         limit, unique = job.settings.reject_limit, not mart.ordered
         check = Validator(contract, limit, job.started_at, key, rejected.add_rows, unique=unique)
         accepted = keep(check.valid_rows(frame) for frame in _cancellable(frames))
-    # Of the other shards nobody knows which rows will be accepted.
-    whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
-    return Reading(accepted, rejected.spool, check.rejects(), mart.source, check.rows, whole)
+    return Reading.of(mart, check, accepted, rejected.spool)
 
 
 def _cancellable(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

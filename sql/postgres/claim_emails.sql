@@ -31,6 +31,7 @@ allowed AS MATERIALIZED (
         t.template IS NOT NULL AS has_rule,
         t.cooldown,
         t.min_gap,
+        500 + 2 * $1::bigint AS window_size,
         CASE
             WHEN t.daily_cap IS NULL THEN $1::bigint
             ELSE least($1::bigint, crm.email_cap_left(k.template, t.daily_cap))
@@ -50,17 +51,7 @@ next AS MATERIALIZED (
         FROM allowed AS a
         CROSS JOIN LATERAL (
             SELECT q.id, w.not_before, w.created_at
-            FROM (
-                SELECT n.id, n.user_id, n.not_before, n.created_at
-                FROM crm.email_queue AS n
-                WHERE
-                    n.status = 'pending'
-                    AND n.template = a.template
-                    AND n.priority = a.priority
-                    AND n.not_before <= pg_catalog.statement_timestamp()
-                ORDER BY n.not_before, n.created_at, n.id
-                LIMIT 500 + 2 * $1::bigint
-            ) AS w
+            FROM crm.email_due(a.template, a.priority, a.window_size) AS w
             JOIN crm.email_queue AS q ON q.id = w.id
             WHERE
                 -- Once more, because another claim may have been faster.
@@ -116,7 +107,7 @@ next AS MATERIALIZED (
 
 -- Kinds of which there are more mails than were looked at, and too few may go.
 starved AS (
-    SELECT a.template, a.priority
+    SELECT a.template, a.priority, a.window_size
     FROM allowed AS a
     WHERE
         (SELECT pg_catalog.count(*) FROM next) < $1::bigint
@@ -127,34 +118,19 @@ starved AS (
         ) < a.most
 ),
 
-looked_at AS MATERIALIZED (
-    SELECT s.template, s.priority, m.id
+looked_at AS (
+    SELECT w.id, s.window_size, pg_catalog.count(*) OVER (PARTITION BY s.template, s.priority) AS mails
     FROM starved AS s
-    CROSS JOIN LATERAL (
-        SELECT n.id
-        FROM crm.email_queue AS n
-        WHERE
-            n.status = 'pending'
-            AND n.template = s.template
-            AND n.priority = s.priority
-            AND n.not_before <= pg_catalog.statement_timestamp()
-        ORDER BY n.not_before, n.created_at, n.id
-        LIMIT 500 + 2 * $1::bigint
-    ) AS m
-),
-
-looked_at_by_kind AS (
-    SELECT id, pg_catalog.count(*) OVER (PARTITION BY template, priority) AS mails
-    FROM looked_at
+    CROSS JOIN LATERAL crm.email_due(s.template, s.priority, s.window_size) AS w
 ),
 
 -- What was passed over is looked at again in an hour, so that the next claim gets further.
 passed_over AS (
     SELECT q.id
-    FROM looked_at_by_kind AS l
+    FROM looked_at AS l
     JOIN crm.email_queue AS q ON q.id = l.id
     WHERE
-        l.mails = 500 + 2 * $1::bigint
+        l.mails = l.window_size
         AND NOT EXISTS (SELECT FROM next AS n WHERE n.id = l.id)
         AND q.status = 'pending'
     FOR UPDATE OF q SKIP LOCKED

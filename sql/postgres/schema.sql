@@ -291,6 +291,24 @@ RETURN CASE
     WHEN attempts < 9 THEN make_interval(mins => least(4 ^ (attempts - 1), 1440)::int)
 END;
 
+-- makes: crm.email_due
+-- The first mails of a template and priority that are due, in the order in which workers claim. One
+-- SELECT without settings of its own, so that Postgres inlines it and reads no more than is asked for.
+CREATE OR REPLACE FUNCTION crm.email_due(kind text, urgency smallint, most bigint)
+RETURNS TABLE (id bigint, user_id text, not_before timestamptz, created_at timestamptz)
+LANGUAGE sql STABLE
+AS $$
+    SELECT q.id, q.user_id, q.not_before, q.created_at
+    FROM crm.email_queue AS q
+    WHERE
+        q.status = 'pending'
+        AND q.template = kind
+        AND q.priority = urgency
+        AND q.not_before <= pg_catalog.statement_timestamp()
+    ORDER BY q.not_before, q.created_at, q.id
+    LIMIT most
+$$;
+
 -- makes: crm.email_cap_left
 -- How many mails of a template may still be handed out today (UTC): none while another claim of
 -- it is not committed. Two statements, the second of which sees what a claim before it committed.
