@@ -106,7 +106,7 @@ def load(run: Run) -> None:
     oldest = run.job.started_at - _EXPECTED_AGE
     decisions.prepare(run.postgres, run.settings, oldest, shard=run.job.shard)
     templates.keep_history(run)
-    mails = decisions.read_mails(run.postgres, run.folder / "mails")  # while the mart is read
+    mails = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
@@ -117,7 +117,7 @@ def load(run: Run) -> None:
     queue = mails.result()
     if run.as_of < oldest:  # --force, or a guard that allows it
         decisions.prepare(run.postgres, run.settings, run.as_of, shard=run.job.shard)
-        queue = decisions.read_mails(run.postgres, run.folder / "mails").result()
+        queue = run.start_reading(decisions.read_mails, "mails").result()
     # By the query's columns and not by its rows, of which a shard may have none with a visit.
     no_visits = sorted(rules.visits() - run.columns)
     if no_visits:

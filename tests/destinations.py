@@ -53,6 +53,12 @@ def execute(*statements: str) -> None:
         connection.commit()
 
 
+def committed(sql: str) -> list[dict[str, Any]]:
+    """Rows as a new connection sees them."""
+    with postgres.session(Settings.from_environment(), "tests") as connection:
+        return postgres.select(connection, sql)
+
+
 def as_superuser(servers: Servers, *statements: str) -> None:
     """Change what only an admin may change."""
     environment = {**servers.environment, "POSTGRES_USER": "postgres"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,10 +11,12 @@ import test_roles
 from checks import GOOD, agrees, looked, states
 from destinations import as_superuser, execute, lock_held
 from fixture_types import Mart, Select
+from pace import HANG, soon
 from refusing import pgbouncer
 from test_roles import Become
 
-from etl import postgres, user_segments
+from demo import sample
+from etl import email_triggers, postgres, user_segments
 from etl.check import check
 from etl.check.rights import needed
 from etl.init_db import init_db
@@ -281,3 +284,23 @@ def test_a_database_that_cannot_hold_every_character_is_a_warning(
 
     assert "LATIN1" in server.found
     assert server.advice.startswith("use a database in UTF8")
+
+
+def test_the_mails_of_the_queue_are_not_read(environment: Path, select: Select) -> None:
+    sample.build(environment, 2_000)
+    mails = email_triggers.sync(force=True)["inserted"] or 0
+    before = _rows_read(select)
+
+    check()
+
+    assert _rows_read(select) - before < mails
+
+
+def _rows_read(select: Select) -> int:
+    """How many rows of the queue all sessions have read, which is known when they end."""
+    sessions = "SELECT FROM pg_stat_activity WHERE application_name LIKE 'etl.%'"
+    assert soon(lambda: not select(sessions), HANG)
+    table = "SELECT * FROM pg_stat_user_tables WHERE relname = 'email_queue'"
+    (rows,) = select(f"SELECT seq_tup_read + idx_tup_fetch AS read FROM ({table}) AS t")
+    read: int = rows["read"]
+    return read

@@ -259,3 +259,16 @@ def test_rows_that_come_in_no_order_are_counted_alike(mart: Mart, environment: P
     )
 
     assert [re.split("; | keys", one.found)[0] for one in check() if one.name in names] == found
+
+
+def test_two_rows_of_a_key_are_found_however_far_apart_they_are(mart: Mart) -> None:
+    mart(
+        *GOOD,
+        "CREATE OR REPLACE TABLE mart_recommendations AS SELECT if(n % 149_999 = 0, 'x', 'u' || n)"
+        " AS user_id, 'Rome' AS destination, 0.9 AS score, 1 AS rank, now() AS generated_at"
+        " FROM range(150_000) AS r(n)",
+    )
+
+    (one,) = looked("recommendations", "warn")
+
+    assert one.found.endswith("; 2 to be rejected: duplicate 2")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import dataframely as dy
 import polars as pl
+import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.check.findings import FAIL, OK, WARN, Finding, failed
@@ -25,22 +26,29 @@ from etl.run.contract import Validator
 from etl.run.guards import fired
 from etl.run.job import Job
 from etl.status.problems import ago
+from etl.warehouse import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from etl.postgres import Connection
+    from etl.postgres import Call, Connection
     from etl.settings import Settings
-    from etl.warehouse import Spool
 
 # Rows whose keys are looked up in Redis, and that tell how large values are.
 SAMPLE = 1_000
+
+# Hashes of keys that are kept in memory, with as much again while they are compared: 160 MB.
+_MOST_HASHES = 10_000_000
 
 _WOULD_WRITE = "25006"  # the SQLSTATE
 
 
 class Enough(Exception):  # noqa: N818  (it ends a look)
     """What comes next would write, or needs a server that is away."""
+
+
+class Unsure(Exception):  # noqa: N818
+    """Two rows may have the same key: the warehouse has to look, and sort them where it is so."""
 
 
 @dataclass
@@ -51,6 +59,7 @@ class Look(Run):
     """
 
     cache_answers: bool = False
+    ordered: bool | None = None  # see `warehouse.open_mart`
     tables: list[str] = field(default_factory=list)
     mapped: dict[str, str] = field(default_factory=dict)
     contract: tuple[str, ...] = ()  # its columns
@@ -71,24 +80,35 @@ class Look(Run):
         *,
         ordered: bool = False,
     ) -> Spool:
-        """Read the mart as `Run.read` does, in any order, and keep a sample; see there."""
+        """Read the mart as `Run.read` does, in any order, and keep a sample; see there.
+
+        Raises:
+            Unsure: the rows came in no order, and two of them may have the same key.
+        """
         job, key = self.job, key or schema.primary_key()
         begin = partial(
             warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
         )
         sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
+        primary, read = schema.primary_key(), list(hashes)
         with (
-            begin(spill=self.folder, key=key, ordered=False) as mart,
+            begin(spill=self.folder, key=key, ordered=self.ordered) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
             self.tables, self.mapped = mart.source.tables, mart.source.mapped
             self.contract = (*schema.columns(),)
+            if not mart.ordered and (mart.source.stored or 0) > _MOST_HASHES:
+                raise Unsure
             validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
             for frame in frames:
+                if not mart.ordered:
+                    read.append(frame.select(primary).hash_rows())
                 rows = reshape(validator.valid_rows(frame))
                 hashes.append(rows.select(key).hash_rows())
                 if len(sample) < SAMPLE:
                     sample = rows.head(SAMPLE)
+        if not mart.ordered and pl.concat(read).n_unique() < validator.rows:
+            raise Unsure
         self.take_over(mart, validator)
         self.sample = sample
         spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
@@ -96,6 +116,11 @@ class Look(Run):
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""
+
+    def start_reading(self, _: object, name: str) -> Call[Spool]:
+        """Read nothing, for the same reason."""
+        nothing = Spool(self.folder / name, pa.schema([]), [], 0)
+        return self.postgres.submit(lambda _: nothing)
 
     def copy(self, *_: object) -> None:
         """Stage nothing."""
@@ -147,16 +172,24 @@ def look(
         connection: to Postgres, None where that has failed.
         cache: whether Redis answers.
     """
-    run = Look(Job(sync, settings, Options(dry_run=True)), cache_answers=cache)
-    run.folder, run.connection = folder, connection
-    module = importlib.import_module(f"etl.{sync}")
-    errors = _errors(partial(_load, run, module.load))
-    if run.rejects is None:  # Postgres was asked for something first
-        errors |= _errors(partial(_read_alone, run, vars(module)))
+    job = Job(sync, settings, Options(dry_run=True))
+    begin = partial(Look, job, folder=folder, connection=connection, cache_answers=cache)
+    try:
+        errors = _look(run := begin())
+    except Unsure:
+        errors = _look(run := begin(ordered=False))
     findings = [_failed(sync, error, settings, folder) for error in errors.values()]
     if run.rejects is None:
         return run, findings
     return run, [_mart(run), *findings, *_guards(run)]
+
+
+def _look(run: Look) -> dict[str, SyncError]:
+    module = importlib.import_module(f"etl.{run.job.sync}")
+    errors = _errors(partial(_load, run, module.load))
+    if run.rejects is None:  # Postgres was asked for something first
+        errors |= _errors(partial(_read_alone, run, vars(module)))
+    return errors
 
 
 def _errors(work: Callable[[], object]) -> dict[str, SyncError]:

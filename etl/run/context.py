@@ -182,6 +182,12 @@ class Run:
         postgres.execute(self.postgres, shard, *self.job.shard)
         return postgres.stream(self.postgres, f"{self.job.sync}_current", spool)
 
+    def start_reading(
+        self, start: Callable[[Connection, Path], Call[Spool]], name: str
+    ) -> Call[Spool]:
+        """Start reading from Postgres into the file `name` of the run's folder."""
+        return start(self.postgres, self.folder / name)
+
     def stage(self, table: str, rows: Spool, target: Spool | None) -> None:
         """COPY rows to a temporary table: where a target is given, only those it does not hold."""
         if target is None:

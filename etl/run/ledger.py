@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
 
+# Whoever waits with a shard has part of its locks for some milliseconds each time it asks, so a run
+# that may not wait asks twice.
+_MOMENT = 0.1
+
 
 class LostCountError(SyncError):
     """The ledger has no column for a count, or does not write it."""
@@ -136,12 +140,13 @@ def lock(run: Run) -> None:
     """
     # The session of an attempt that lost its server may take a while to end.
     lingering = run.settings.retry_seconds if run.number > 1 else 0
-    deadline = time.monotonic() + max(run.options.wait, lingering)
+    patience = max(run.options.wait, lingering)
+    deadline = time.monotonic() + max(patience, _MOMENT)
     waiting = False
     while holder := _try_lock(run):
         if time.monotonic() >= deadline:
             raise AlreadyRunning(_running(run.job.sync, holder))
-        if not waiting:
+        if patience and not waiting:
             log.event("lock.waiting", seconds=run.options.wait, holder=holder)
         waiting = True
         cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))

@@ -97,7 +97,7 @@ def open_mart(
     spill: Path,
     now: dt.datetime,
     key: Sequence[str] | None = None,
-    ordered: bool = True,
+    ordered: bool | None = True,
 ) -> Iterator[Mart]:
     """Open the warehouse for the length of a block and run sql/warehouse/<name>.sql.
 
@@ -111,7 +111,8 @@ def open_mart(
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key that order and shards go by; all by default.
-        ordered: False leaves the rows of a table unsorted where no two have the same key.
+        ordered: False leaves the rows of a table unsorted where no two have the same key, None
+            also where two have, for a caller who looks for such rows.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -127,9 +128,10 @@ def open_mart(
                 connection.execute("SET threads = 1")
             types.check_columns(source.rows, contract, query.source)
             rows, stats = _part(source.rows, contract, key, part, now)
-            ordered = ordered or source.stored is None or _has_twins(rows, contract)
+            if ordered is False or source.stored is None:
+                ordered = source.stored is None or _has_twins(rows, contract)
             typed = _typed(rows, contract, key if ordered else ())
-        yield Mart(typed, source, key, ordered, stats, explaining)
+        yield Mart(typed, source, key, bool(ordered), stats, explaining)
 
 
 def read(
