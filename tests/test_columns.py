@@ -40,6 +40,9 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     staged = re.findall(r"(\w+) = s\.(\w+)", update)
     differing = re.search(r"\((t\.[^)]*)\)\s+IS DISTINCT FROM\s+\((s\.[^)]*)\)", update)
     assert differing is not None
+    first = (SQL / "user_segments_insert.sql").read_text()
+    first_lists = re.search(r"\(([^)]*)\)\nSELECT ([^;]*?)\nFROM", first)
+    assert first_lists is not None
     current = (SQL / "user_segments_current.sql").read_text()
     read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
     assert read_back is not None
@@ -57,6 +60,10 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         "user_segments_changes.sql": {a for a, b, c in pairs if a == b == c} | {"user_id"},
         "user_segments_changes.sql, delete": {_name(one) for one in deletes[1].split(",")}
         | {"user_id"},
+        **{
+            f"user_segments_insert.sql, {place}": {_name(one) for one in names.split(",")}
+            for place, names in zip(("INSERT", "SELECT"), first_lists.groups(), strict=True)
+        },
         "user_segments_update.sql, SET": {a for a, b in staged if a == b} | {"user_id"},
         **{
             f"user_segments_update.sql, comparison of {side[0]}": {

@@ -216,6 +216,14 @@ def execute(raw: Raw, sql: str, parameters: tuple[Any, ...] = ()) -> None:
         cursor.execute(sql, _bound(parameters))
 
 
+def write(raw: Raw, sql: str) -> int:
+    """Run one statement without parameters, and return how many rows Postgres says it wrote."""
+    with raw.cursor() as cursor:
+        cursor.execute(sql)
+        written: int = cursor.rowcount
+        return written
+
+
 def rows(raw: Raw, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Run one statement and return its rows; `$1` is the first parameter."""
     with raw.cursor() as cursor:
