@@ -163,7 +163,10 @@ def test_the_users_of_an_outcome_stand_side_by_side_and_whole(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     long = [letter * 36 for letter in "vwxyz"]
-    users = [*((f"user_{n}", "abandoned_search") for n in range(5)), *((u, "at_risk") for u in long)]
+    users = [
+        *((f"user_{n}", "abandoned_search") for n in range(5)),
+        *((u, "at_risk") for u in long),
+    ]
     mart(segments(", ".join(f"('{user}', '{segment}', 1, 0, 0)" for user, segment in users)))
 
     lines = etl("--sync", "email_triggers", "--dry-run").stdout.splitlines()
