@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from redis_servers import Others
 from schemas import Schemas
 
 from demo import sample
-from demo.embedded import Servers, running, settings_in
+from demo.embedded import Servers, running, server, settings_in
 from etl import cache, postgres, user_segments
 from etl.errors import SyncError
 from etl.settings import Settings
@@ -39,6 +40,13 @@ ROOT = Path(__file__).parent.parent
 pytest_plugins = ("commands",)
 
 BY_HAND = ("mart_user_segments", "mart_recommendations")
+
+
+def pytest_configure() -> None:
+    """Give the servers of this process ports that no other worker takes, of other runs most."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    run, number = (os.getppid(), int(worker[2:])) if worker else (os.getpid(), 0)
+    server.SHARE = slice((8 * run + number) % 64, None, 64)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,12 +115,12 @@ def database(environment: Path) -> Iterator[Connection]:
 
 @pytest.fixture
 def select(database: Connection) -> Select:
-    """Rows of a query, as committed now."""
+    """Rows of a query, as committed now; those that no ORDER BY sorts come last row first."""
 
     def run(sql: str, *parameters: Any) -> list[dict[str, Any]]:
         rows = postgres.select(database, sql, *parameters)
         database.rollback()
-        return rows
+        return rows if is_sorted(sql) else rows[::-1]
 
     return run
 
@@ -201,6 +209,14 @@ def own_query(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return path
 
     return write
+
+
+def is_sorted(sql: str) -> bool:
+    """Whether the statement itself has an ORDER BY, not just a subquery or an aggregate of it."""
+    inner = re.compile(r"\([^()]*\)")
+    while inner.search(sql):
+        sql = inner.sub("", sql)
+    return "ORDER BY" in sql
 
 
 @contextmanager

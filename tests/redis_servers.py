@@ -20,7 +20,8 @@ from pace import soon
 from demo.embedded import Servers
 from demo.embedded.server import Server, free_port, hand_over
 
-_PORTS = range(20_000, 22_000)  # a cluster's node also takes the port 10,000 above
+# A cluster's node also takes the port 10,000 above, below those of demo/embedded.
+_PORTS = range(7_000, 9_900)
 
 Answer = bytes | None | Callable[[], Iterable[bytes]]  # None: hang up
 

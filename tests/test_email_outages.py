@@ -178,7 +178,7 @@ def meddle(patched: pytest.MonkeyPatch, at: int, deed: Callable[[], object]) -> 
 
     def load(run: Any) -> None:
         nonlocal mine
-        mine = run.postgres
+        mine = run.session
         connect(run)
 
     patched.setattr(postgres.Connection, "submit", submitted)

@@ -11,6 +11,7 @@ from fixture_types import Mart, Select
 from mails import HOUR, NOW, audience, counts, user
 
 from etl import email_triggers
+from etl.init_db import init_db
 from etl.prune import prune
 
 HELD_OUT = "SELECT user_id FROM crm.email_queue WHERE reason = 'holdout' ORDER BY user_id"
@@ -101,12 +102,73 @@ def test_prune_keeps_the_report_as_it_is(mart: Mart, select: Select) -> None:
     assert [row["sent"] for row in before] == [1, 1]
 
 
+def test_a_mail_is_also_counted_in_the_week_in_which_it_was_sent(
+    mart: Mart, select: Select
+) -> None:
+    """The week is UTC's: the first mail was sent in the last second of a Sunday."""
+    send("2020-01-08", "2020-01-12 23:59:59+00", "2020-01-13 00:00+00", "2020-01-20 09:00+00")
+    weeks = "SELECT week::text, queued, sent, sent_in_week FROM crm.email_report ORDER BY week"
+    expected = [("2020-01-06", 3, 3, 1), ("2020-01-13", 0, 0, 1), ("2020-01-20", 0, 0, 1)]
+
+    assert [tuple(row.values()) for row in select(weeks)] == expected
+    assert prune(1)["crm.email_queue"] == 3
+    assert [tuple(row.values()) for row in select(weeks)] == expected
+    send("2020-01-08", "2020-01-15 09:00+00")
+    assert [row["sent_in_week"] for row in select(weeks)] == [1, 2, 1]
+
+
+def test_a_report_of_before_gets_the_column_and_keeps_its_figures(
+    mart: Mart, select: Select
+) -> None:
+    """What was pruned before knows no week of sending: it counts in that of queueing."""
+    execute(
+        "DROP VIEW crm.email_report",
+        "DROP FUNCTION crm.email_weekly_counts",
+        *OLD_REPORT,
+        "INSERT INTO crm.email_counts VALUES ('win_back', '2020-01-06', 'sent', '', 5)",
+    )
+    send("2020-01-08", "2020-01-15 09:00+00")
+    before = select(REPORT)
+
+    made = init_db()
+
+    assert made == ["crm.email_weekly_counts", "crm.email_report.sent_in_week"]
+    after = select(REPORT)
+    assert [{name: row[name] for name in before[0]} for row in after][:1] == before
+    assert [row["sent_in_week"] for row in after] == [5, 1]
+    assert init_db() == []
+
+
+OLD_REPORT = (
+    "CREATE FUNCTION crm.email_queue_counts()"
+    " RETURNS TABLE (template text, week date, status text, reason text, mails bigint)"
+    " LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$"
+    " SELECT template, '2020-01-06'::date, status, '', count(*) FROM crm.email_queue"
+    " GROUP BY template, status $$",
+    "CREATE VIEW crm.email_report AS SELECT template, week, sum(mails)::bigint AS queued,"
+    " 0::bigint AS waiting, sum(mails)::bigint AS sent, 0::bigint AS failed,"
+    " 0::bigint AS cancelled, '{}'::jsonb AS cancelled_by_reason, 0::bigint AS held_out"
+    " FROM (SELECT * FROM crm.email_counts UNION ALL SELECT * FROM crm.email_queue_counts()) AS m"
+    " GROUP BY template, week",
+)
 REPORT = "SELECT * FROM crm.email_report ORDER BY template, week"
 
 
 def told(row: dict[str, Any]) -> tuple[Any, ...]:
     values = list(row.values())
     return (values[0], *values[2:7], json.loads(row["cancelled_by_reason"]), row["held_out"])
+
+
+def send(queued: str, *sent: str) -> None:
+    """Mails of one template that were queued at one time, each sent at its own."""
+    execute(
+        *(
+            "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status,"
+            " created_at, updated_at, sent_at)"
+            f" VALUES ('{at}', 'win_back', 'epoch', 3, '{{}}', 'sent', '{queued}', '{at}', '{at}')"
+            for at in sent
+        )
+    )
 
 
 def fill() -> None:

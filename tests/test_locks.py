@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import ROOT, command, results, segments
 from destinations import execute, last_run, lock_held, stuck
 from fixture_types import Mart, Select
-from pace import HANG
+from pace import HANG, soon
 
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import AlreadyRunning, SyncError, UsageError
 from etl.options import Options
-from etl.postgres import sessions
-from etl.run import Run
+from etl.postgres import in_thread, sessions
+from etl.run import Attempt, ledger
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from demo.embedded import Servers
     from etl.postgres import Connection
+    from etl.run import Job
 
 HOLDER = (
     r"its lock is held by pid \d+, role airflow, [a-z ]+,"
@@ -68,14 +68,29 @@ def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None
     assert held == [True] * len(held)
 
 
-def test_a_run_that_may_wait_runs_when_the_other_is_through(mart: Mart, select: Select) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The runs of this process that asked for their lock, each as often as it did."""
+    jobs: list[Job] = []
+    ask = ledger._try_lock
+
+    def watched(session: Connection, job: Job) -> str | None:
+        jobs.append(job)
+        return ask(session, job)
+
+    monkeypatch.setattr(ledger, "_try_lock", watched)
+    return jobs
+
+
+def test_a_run_that_may_wait_runs_when_the_other_is_through(
+    mart: Mart, select: Select, asked: list[Job]
+) -> None:
     ready_to_merge(mart)
+    asked.clear()
     with stuck(select, "u0"):
-        second = threading.Thread(target=user_segments.sync, kwargs={"wait": 30})
-        second.start()
-        time.sleep(0.7)  # it has asked for the lock more than once
-        assert second.is_alive()
-    second.join(HANG)
+        second = in_thread(lambda: user_segments.sync(wait=HANG))
+        assert soon(lambda: len(asked) > 1, HANG)
+    second.result(HANG)
 
     rows = select("SELECT status, updated, unchanged FROM etl.sync_runs ORDER BY started_at")
     assert [tuple(row.values()) for row in rows[1:]] == [("ok", 1, 0), ("ok", 0, 1)]
@@ -86,9 +101,9 @@ def test_a_run_that_is_through_lets_the_next_in_while_its_session_winds_up(
 ) -> None:
     """The server drops big staging tables before it ends a session, locks and all."""
     mart(segments("('u0', 'regular', 1, 0, 0)"))
-    lingering: list[Run] = []
+    lingering: list[Attempt] = []
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "close", lambda run: lingering.append(run))  # noqa: PLW0108  (a method)
+        patched.setattr(Attempt, "close", lambda one: lingering.append(one))  # noqa: PLW0108  (a method)
         user_segments.sync()
 
     try:
@@ -174,22 +189,26 @@ def test_different_shards_run_side_by_side(mart: Mart) -> None:
         assert user_segments.sync(shard=(1, 3))["status"] == "ok"
 
 
-def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, select: Select) -> None:
+def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, asked: list[Job]) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
-    failed: list[Any] = []
-
-    def wait_in_vain() -> None:
-        with pytest.raises(AlreadyRunning) as busy:
-            user_segments.sync(shard=(0, 2), wait=2)
-        failed.append(busy.value)
-
     with lock_held("user_segments", (1, 3)):
-        waiting = threading.Thread(target=wait_in_vain)
-        waiting.start()
-        time.sleep(0.7)
+        waiting = in_thread(lambda: user_segments.sync(shard=(0, 2), wait=HANG))
+        assert soon(lambda: len(asked) > 1, HANG)
         assert user_segments.sync(shard=(0, 3))["status"] == "ok"
-        waiting.join()
-    assert len(failed) == 1
+        assert not waiting.done()
+    assert waiting.result(HANG)["status"] == "ok"
+
+
+def test_a_run_asks_twice_because_one_that_waits_has_locks_while_it_asks(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(segments("('u0', 'regular', 1, 0, 0)"))
+    for wanted in ((0, 3), None):
+        with ExitStack() as asking, monkeypatch.context() as patched:
+            asking.enter_context(lock_held("user_segments", (0, 2)))
+            patched.setattr("etl.run.ledger.cancellation.pause", lambda _: asking.close())
+
+            assert user_segments.sync(shard=wanted)["status"] == "ok"
 
 
 def test_a_holder_is_told_by_pid_and_role_whatever_it_calls_itself(
@@ -219,7 +238,7 @@ def test_a_mailer_that_does_not_commit_is_named_with_what_to_do(
     mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch, may_see: bool
 ) -> None:
     # Locks are waited for no longer than 30 s and 4/5 of this.
-    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "2.5")
+    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "5")
     mart(segments("('u0', 'at_risk', 1, 0, 0)"))
     email_triggers.sync()
     mart(segments("('u0', 'regular', 1, 0, 0)"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import command, results, segments
@@ -45,8 +46,8 @@ def test_a_guard_says_its_own_next_step_before_force(figures: Metrics, step: str
 
 
 def test_what_two_guards_advise_is_said_once() -> None:
-    figures = Metrics(mart_rows=9, pending=101, cancelled_by_mart=101)
-    figures.queue_rows, figures.extracted, figures.queued = 1_001, 9, 9
+    cancelled = Metrics(mart_rows=9, pending=101, cancelled_by_mart=101)
+    figures = replace(cancelled, queue_rows=1_001, extracted=9, queued=9)
 
     with pytest.raises(Refused, match=r"^flood: .*; wipe: ") as refusal:
         guards.check(figures, Settings())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import segments
-from destinations import execute
+from destinations import committed, execute
 from fixture_types import Mart
+from pace import HANG, soon
 from refusing import german as start_german
 
 from etl import postgres, user_segments, warehouse
@@ -232,13 +232,15 @@ def test_whoever_is_cancelled_is_told_so(database: Connection) -> None:
     (me,) = postgres.select(database, "SELECT pg_backend_pid() AS pid")
     cancel = f"SELECT pg_cancel_backend({me['pid']})::text AS done"
 
+    sleeps = f"SELECT FROM pg_stat_activity WHERE pid = {me['pid']} AND wait_event = 'PgSleep'"
+
     def later() -> None:
-        time.sleep(0.3)
+        assert soon(lambda: bool(committed(sleeps)), HANG)
         execute(cancel)
 
     threading.Thread(target=later).start()
     with pytest.raises(SyncError, match="; somebody cancelled it"):
-        postgres.select(database, "SELECT pg_sleep(5)::text AS done")
+        postgres.select(database, "SELECT pg_sleep(60)::text AS done")
 
 
 # Helpers

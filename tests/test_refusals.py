@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import pytest
 from adbc_driver_manager import AdbcStatusCode, OperationalError
 from conftest import segments
 from fixture_types import Mart
+from pace import HANG, soon
 from refusing import german as start_german
 from refusing import pgbouncer as start_pgbouncer
 from refusing import refusing
@@ -121,7 +121,13 @@ def test_a_session_that_a_german_server_ends_is_lost_and_no_refusal(german: Serv
     with postgres.session(settings, "tests") as ended, postgres.session(settings, "tests") as other:
         (its,) = postgres.select(ended, "SELECT pg_backend_pid() AS pid")
         postgres.select(other, "SELECT pg_terminate_backend($1::int)", its["pid"])
-        time.sleep(0.2)  # its last words are on their way
+
+        def is_gone() -> bool:
+            other.commit()  # within a transaction the view stays as it was first seen
+            mine = "SELECT FROM pg_stat_activity WHERE pid = $1::int"
+            return not postgres.select(other, mine, its["pid"])
+
+        assert soon(is_gone, HANG)  # and has said its last words
 
         with pytest.raises(ConnectionLost, match="server closed the connection unexpectedly; is"):
             postgres.select(ended, "SELECT 1 AS one")

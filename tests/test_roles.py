@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import command, segments
+from conftest import ROOT, command, segments
 from destinations import as_superuser, execute, last_run
 from fixture_types import Mart, Select
 
@@ -33,7 +33,7 @@ Become = Callable[[str], None]
 
 SYNCS: tuple[Any, ...] = (user_segments, email_triggers, recommendations)
 
-ROLES = ("etl", "etl_mirror", "prune", "status", "support", "mailer", "reader")
+ROLES = ("etl", "etl_mirror", "prune", "status", "support", "mailer", "marketing", "reader")
 
 
 @pytest.fixture
@@ -197,8 +197,34 @@ def test_readers_of_the_crm_do_with_their_role(become: Become) -> None:
     become("reader")
 
     with postgres.session(Settings.from_environment(), "reader") as connection:
-        for table in ("user_segments", "email_queue", "email_suppressions"):
+        for table in ("user_segments", "email_queue", "email_suppressions", "email_report"):
             assert postgres.select(connection, f"SELECT * FROM crm.{table}") == []
+
+
+def test_marketing_holds_the_reins_of_the_page_with_its_role(
+    become: Become, mart: Mart, select: Select
+) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('user_000042', 'at_risk', 1, 0, 0)"))
+    email_triggers.sync()
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    reins = next(sql for sql in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "paused" in sql)
+    statements = re.sub(r"^--.*", "", reins, flags=re.MULTILINE).split(";")[:-1]
+    become("marketing")
+
+    with postgres.session(Settings.from_environment(), "marketing") as connection:
+        for statement in statements:
+            postgres.execute(connection, statement)
+        connection.commit()
+        report = postgres.select(connection, "SELECT template, waiting FROM crm.email_report")
+        since = "SELECT template, count(*) AS users FROM crm.email_suppressions GROUP BY template"
+        unsubscribed = postgres.select(connection, f"{since} ORDER BY template")
+
+    assert len(statements) == 7
+    assert report == [{"template": "win_back", "waiting": 2}]
+    assert [row["template"] for row in unsubscribed] == ["*", "loyalty"]
+    capped = select("SELECT paused, daily_cap FROM crm.email_templates WHERE daily_cap > 0")
+    assert capped == [{"paused": False, "daily_cap": 500}]
+    assert select("SELECT FROM crm.email_allowlist") == []
 
 
 # What they may not
@@ -250,6 +276,26 @@ FORBIDDEN = {
         "SELECT row FROM etl.rejected_rows",
         "INSERT INTO crm.email_allowlist (user_id) VALUES ('a')",
         "UPDATE crm.email_templates SET paused = true",
+    ),
+    "marketing": (
+        *_NO_TEMPORARY,
+        *_NOT_PERSONAL[:4],
+        "SELECT FROM crm.user_segments",
+        "SELECT status FROM crm.email_queue",
+        "UPDATE crm.email_queue SET status = 'sent'",
+        "INSERT INTO crm.email_queue (user_id) VALUES ('a')",
+        "DELETE FROM crm.email_queue",
+        "SELECT user_id FROM crm.email_suppressions",
+        "SELECT reason FROM crm.email_suppressions",
+        "UPDATE crm.email_suppressions SET template = '*'",
+        "INSERT INTO crm.email_templates (template) VALUES ('a')",
+        "UPDATE crm.email_templates SET cooldown = NULL",
+        "UPDATE crm.email_templates SET min_gap = '0'",
+        "DELETE FROM crm.email_templates",
+        "UPDATE crm.email_counts SET mails = 0",
+        "SELECT crm.record_sent_email('a', 'a', now())",
+        "SELECT FROM etl.sync_runs",
+        "UPDATE etl.sync_runs SET error = ''",
     ),
     "reader": (*_NO_TEMPORARY, *_READS_ONLY, "SELECT FROM etl.sync_runs"),
     "mailer": (

@@ -22,6 +22,10 @@ from etl.errors import SyncError
 START_SECONDS = 30.0  # a recovery after a kill included; 0.1 s is usual
 STOP_SECONDS = 10.0  # until the next, harder signal
 
+# Which ports of a range are this process's: of tests side by side each has some of its own, because
+# the port of a server that is stopped for a moment would be free for all.
+SHARE = slice(None)
+
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -164,7 +168,7 @@ def free_port(ports: range) -> int:
     stopped server on such a port can end up connected to itself.
     """
     while True:
-        port = secrets.choice(ports)
+        port = secrets.choice(ports[SHARE])
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

@@ -59,13 +59,13 @@ def _rights(client: cache.Client, settings: Settings) -> Finding:
 
 def room(memory: Memory, run: Look) -> Finding | None:
     """Compare the room with what the keys of a mart need; None: the sync writes no keys."""
-    keys, sample = run.metrics.keys, run.sample
+    keys, sample = run.tally.metrics.keys, run.sample
     values = getattr(importlib.import_module(f"etl.{run.job.sync}"), "to_key_values", None)
     if keys is None or sample is None or values is None:
         return None
     pairs = [pair for batch in values(sample) for pair in batch]
     each = sum(len(key.encode()) + len(value) + _BYTES_BESIDE for key, value in pairs)
-    new = run.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
+    new = run.tally.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
     due = round(each / max(len(pairs), 1) * keys * new)
     policy = f", {memory.policy}" if memory.policy else ""
     needs = f"{counted(keys, 'key')}, {due / 1e6:,.1f} MB of them new"

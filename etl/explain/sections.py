@@ -78,7 +78,7 @@ def _mart(source: Read) -> dict[str, Any]:
     """The user's rows of mart_user_segments: accepted, and rejected with reasons."""
     if isinstance(source, SyncError):
         return {"error": str(source)}
-    return {"built_at": source.run.metrics.built_at, **_rows(source)}
+    return {"built_at": source.run.tally.metrics.built_at, **_rows(source)}
 
 
 def _rows(source: Source) -> dict[str, Any]:

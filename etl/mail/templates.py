@@ -40,19 +40,19 @@ def keep_history(run: Run) -> None:
             mailed again for the same visit.
     """
     if any(rule.renamed_from for rule in rules.RULES):
-        postgres.execute(run.postgres, queries.load("postgres", "email_rename"))
+        postgres.execute(run.session, queries.load("postgres", "email_rename"))
     if run.options.force:
         return
     named = {*rules.templates().values(), *rules.RETIRED}
     named |= {rule.renamed_from for rule in rules.RULES if rule.renamed_from}
     former = [
         row["template"]
-        for row in postgres.query(run.postgres, "email_templates_used")
+        for row in postgres.query(run.session, "email_templates_used")
         if row["template"] not in named
     ]
     if not former:
         return
-    rows = postgres.query(run.postgres, "email_former", orjson.dumps(former).decode())
+    rows = postgres.query(run.session, "email_former", orjson.dumps(former).decode())
     said = [
         f"the template {quote_value(row['template'])}, which no rule has, has"
         f" {counted(row['mails'], 'mail')} of the segment {quote_value(row['segment'])}, as"

@@ -35,20 +35,20 @@ def look(
         cancelled: waiting mails of each template that are to be cancelled.
     """
     unmapped = [(name, n) for name, n in users.most_common() if name not in rules.templates()]
-    run.counts["unmapped"] = sum(n for _, n in unmapped)
-    run.unmapped = dict(unmapped[:_NAMED])
+    run.count({"unmapped": sum(n for _, n in unmapped)})
     found = {
         "mails.first": _first_mails(run),
         "episode.defaulted": _no_visits(run, users, no_visits),
         "segments.lost": _lost(run, users, unmapped, cancelled),
     }
-    run.warnings = {event: text for event, text in found.items() if text}
+    said = {event: text for event, text in found.items() if text}
+    run.tally.warn(said, dict(unmapped[:_NAMED]))
 
 
 def _first_mails(run: Run) -> str | None:
     # Counted only where mails are queued; a shard has about as many as the next.
-    queue_rows = run.metrics.queue_rows * run.metrics.shards
-    counts = run.counts
+    counts, metrics = run.tally.counts, run.tally.metrics
+    queue_rows = metrics.queue_rows * metrics.shards
     return guards.first_mails(counts["inserted"], counts["extracted"], queue_rows, run.settings)
 
 
@@ -60,7 +60,7 @@ def _no_visits(run: Run, users: Counter[str], no_visits: Collection[str]) -> str
         f"the mart has no {' and no '.join(no_visits)}:"
         f" {counted(concerned, 'user has', 'users have')} one occasion for ever,"
         " however long ago they were seen;"
-        f" {counted(run.counts['inserted'], 'mail is', 'mails are')} to be queued"
+        f" {counted(run.tally.counts['inserted'], 'mail is', 'mails are')} to be queued"
     )
 
 

@@ -23,7 +23,10 @@ def check(connection: Connection, settings: Settings) -> None:
         SyncError: an owner is untrusted (docs/deployment.md says who is trusted), or another
             table inherits from one of these; nothing was read or written.
     """
-    names = re.findall(r"^-- makes: (\S+)$", queries.load("postgres", "schema"), re.MULTILINE)
+    # Of a column or a constraint: its table or view.
+    names = re.findall(
+        r"^-- makes: (\w+(?:\.\w+)?)", queries.load("postgres", "schema"), re.MULTILINE
+    )
     found = postgres.query(connection, "untrusted", orjson.dumps(names).decode())
     if not found:
         return

@@ -32,7 +32,7 @@ FEW_CANCELS = 100
 FEW_KEYS = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Metrics:
     """What the guards compare; a figure that a sync does not have stays as it is.
 

@@ -51,17 +51,23 @@ dropped AS (
     DELETE FROM crm.email_queue AS q
     USING due AS d
     WHERE q.id = d.id AND q.status IN ('sent', 'failed', 'cancelled')
-    RETURNING q.template, q.created_at, q.status, q.reason
+    RETURNING q.template, q.created_at, q.status, q.reason, q.sent_at
 ),
 
--- For crm.email_report.
+-- For crm.email_report, as crm.email_weekly_counts has them.
 kept AS (
     INSERT INTO crm.email_counts AS c (template, week, status, reason, mails)
     SELECT
         template,
         date_trunc('week', created_at AT TIME ZONE 'UTC')::date,
         status,
-        CASE WHEN status = 'cancelled' THEN coalesce(reason, '') ELSE '' END,
+        CASE status
+            WHEN 'cancelled' THEN coalesce(reason, '')
+            WHEN 'sent' THEN coalesce(
+                to_char(date_trunc('week', sent_at AT TIME ZONE 'UTC'), 'YYYY-MM-DD'), ''
+            )
+            ELSE ''
+        END,
         count(*)
     FROM dropped
     GROUP BY 1, 2, 3, 4

@@ -8,6 +8,7 @@
 -- searchflow_status      python -m etl.status; sees nothing personal
 -- searchflow_support     python -m etl.explain; reads what is known of each user
 -- searchflow_mailer      mail workers: claim, complete and release mails, unsubscribe users
+-- searchflow_marketing   people who hold the reins of mails: pause, cap, allowlist, unsubscribe, report
 -- searchflow_reader      readers of crm
 -- searchflow_owner       no rights; its members may own schemas and tables (see untrusted.sql)
 
@@ -15,7 +16,7 @@
 SET search_path = pg_catalog, pg_temp;
 
 \set jobs 'searchflow_etl, searchflow_prune, searchflow_status, searchflow_support'
-\set roles :jobs ', searchflow_mailer, searchflow_reader'
+\set roles :jobs ', searchflow_mailer, searchflow_marketing, searchflow_reader'
 \set all :roles ', searchflow_etl_mirror, searchflow_owner'
 
 -- The tables that syncs bring up to their marts, a line each.
@@ -69,6 +70,14 @@ GRANT SELECT, UPDATE (
 GRANT SELECT (user_id, template), INSERT ON crm.email_suppressions TO searchflow_mailer;
 GRANT SELECT ON crm.email_templates, crm.email_allowlist TO searchflow_mailer;
 GRANT EXECUTE ON FUNCTION crm.record_sent_email TO searchflow_mailer;
+
+-- Of the reins in docs/email-queue.md all but to take an unsubscribe back. Whom mails are for is hidden.
+GRANT SELECT, UPDATE (paused, daily_cap) ON crm.email_templates TO searchflow_marketing;
+GRANT SELECT, INSERT, UPDATE (note), DELETE ON crm.email_allowlist TO searchflow_marketing;
+GRANT SELECT (template, since), INSERT (user_id, template, reason)
+    ON crm.email_suppressions TO searchflow_marketing;
+GRANT SELECT ON crm.email_report TO searchflow_marketing;
+GRANT EXECUTE ON FUNCTION crm.email_weekly_counts TO searchflow_marketing, searchflow_reader;
 
 GRANT SELECT ON :targets, crm.email_queue, crm.email_suppressions, crm.email_templates,
     crm.email_allowlist, crm.email_report TO searchflow_reader;

@@ -212,60 +212,102 @@ CREATE TABLE IF NOT EXISTS crm.email_counts (
     PRIMARY KEY (template, week, status, reason)
 );
 
--- makes: crm.email_queue_counts
--- Mails of the queue by template, week, status and reason; a function, so that the report does not
--- depend on the table, which may be dropped and made again.
-CREATE OR REPLACE FUNCTION crm.email_queue_counts()
-RETURNS TABLE (template text, week date, status text, reason text, mails bigint)
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT m.template, m.week, m.status, m.reason, count(*)
-    FROM (
+-- makes: crm.email_weekly_counts
+-- Mails of the queue by template, week in which they were queued, status and reason (of a mail that was
+-- sent: the week of that). A function, so that the report does not depend on the table, which may be
+-- dropped and made again; with its owner's rights, so that who reads the report need not see the queue.
+DO $do$
+BEGIN
+    CREATE OR REPLACE FUNCTION crm.email_weekly_counts()
+    RETURNS TABLE (template text, week date, status text, reason text, mails bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+        SELECT m.template, m.week, m.status, m.reason, count(*)
+        FROM (
+            SELECT
+                q.template,
+                date_trunc('week', q.created_at AT TIME ZONE 'UTC')::date AS week,
+                q.status,
+                CASE q.status
+                    WHEN 'cancelled' THEN coalesce(q.reason, '')
+                    WHEN 'sent' THEN coalesce(
+                        to_char(date_trunc('week', q.sent_at AT TIME ZONE 'UTC'), 'YYYY-MM-DD'), ''
+                    )
+                    ELSE ''
+                END AS reason
+            FROM crm.email_queue AS q
+        ) AS m
+        GROUP BY m.template, m.week, m.status, m.reason
+    $$;
+    REVOKE ALL ON FUNCTION crm.email_weekly_counts FROM public;
+END
+$do$;
+
+-- makes: crm.email_report.sent_in_week
+-- What became of the mails of a template that were queued in a week (UTC, from Monday on); and, as
+-- sent_in_week, how many were sent in it, whenever they were queued. Those that were pruned before
+-- there was that column count in the week in which they were queued.
+DO $do$
+BEGIN
+    CREATE OR REPLACE VIEW crm.email_report AS
+    WITH counts AS (
+        SELECT template, week, status, reason, mails
+        FROM crm.email_counts
+        UNION ALL
+        SELECT template, week, status, reason, mails
+        FROM crm.email_weekly_counts()
+    ),
+
+    by_week AS (
         SELECT
-            q.template,
-            date_trunc('week', q.created_at AT TIME ZONE 'UTC')::date AS week,
-            q.status,
-            CASE WHEN q.status = 'cancelled' THEN coalesce(q.reason, '') ELSE '' END AS reason
-        FROM crm.email_queue AS q
-    ) AS m
-    GROUP BY m.template, m.week, m.status, m.reason
-$$;
+            template,
+            week,
+            status,
+            CASE WHEN status = 'cancelled' THEN reason ELSE '' END AS reason,
+            mails,
+            0 AS sent_in_week
+        FROM counts
+        UNION ALL
+        SELECT template, coalesce(nullif(reason, '')::date, week), status, '', 0, mails
+        FROM counts
+        WHERE status = 'sent'
+    ),
 
--- makes: crm.email_report
--- What became of the mails of a template that were queued in a week (UTC, from Monday on).
-CREATE OR REPLACE VIEW crm.email_report AS
-WITH counts AS (
-    SELECT template, week, status, reason, mails
-    FROM crm.email_counts
-    UNION ALL
-    SELECT template, week, status, reason, mails
-    FROM crm.email_queue_counts()
-),
+    reasons AS (
+        SELECT
+            template,
+            week,
+            status,
+            reason,
+            sum(mails)::bigint AS mails,
+            sum(sent_in_week) AS sent_in_week
+        FROM by_week
+        GROUP BY template, week, status, reason
+    )
 
-reasons AS (
-    SELECT template, week, status, reason, sum(mails)::bigint AS mails
-    FROM counts
-    GROUP BY template, week, status, reason
-)
+    SELECT
+        template,
+        week,
+        coalesce(sum(mails) FILTER (WHERE reason <> 'holdout'), 0)::bigint AS queued,
+        coalesce(sum(mails) FILTER (WHERE status IN ('pending', 'processing')), 0)::bigint AS waiting,
+        coalesce(sum(mails) FILTER (WHERE status = 'sent'), 0)::bigint AS sent,
+        coalesce(sum(mails) FILTER (WHERE status = 'failed'), 0)::bigint AS failed,
+        coalesce(sum(mails) FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'), 0)::bigint
+            AS cancelled,
+        coalesce(
+            jsonb_object_agg(reason, mails)
+                FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'),
+            '{}'
+        ) AS cancelled_by_reason,
+        coalesce(sum(mails) FILTER (WHERE reason = 'holdout'), 0)::bigint AS held_out,
+        sum(sent_in_week)::bigint AS sent_in_week
+    FROM reasons
+    GROUP BY template, week;
 
-SELECT
-    template,
-    week,
-    coalesce(sum(mails) FILTER (WHERE reason <> 'holdout'), 0)::bigint AS queued,
-    coalesce(sum(mails) FILTER (WHERE status IN ('pending', 'processing')), 0)::bigint AS waiting,
-    coalesce(sum(mails) FILTER (WHERE status = 'sent'), 0)::bigint AS sent,
-    coalesce(sum(mails) FILTER (WHERE status = 'failed'), 0)::bigint AS failed,
-    coalesce(sum(mails) FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'), 0)::bigint
-        AS cancelled,
-    coalesce(
-        jsonb_object_agg(reason, mails)
-            FILTER (WHERE status = 'cancelled' AND reason <> 'holdout'),
-        '{}'
-    ) AS cancelled_by_reason,
-    coalesce(sum(mails) FILTER (WHERE reason = 'holdout'), 0)::bigint AS held_out
-FROM reasons
-GROUP BY template, week;
+    DROP FUNCTION IF EXISTS crm.email_queue_counts();
+END
+$do$;
 
 -- makes: crm.email_idempotency_key
 -- What a mail is, whatever its row's number: user, template and visit.

@@ -7,7 +7,6 @@ import os
 import re
 import sqlite3
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from conftest import ROOT
 from fixture_types import Select
+from pace import soon
 
 from etl import postgres
 from etl.syncs import SYNCS
@@ -66,8 +66,8 @@ class Airflow:
         (self.home / "dags").mkdir()
         source, minute = DAG_FILE.read_text(), "RETRY_DELAY = timedelta(minutes=1)\n"
         assert source.count(f"\n{minute}") == 1
-        soon = source.replace(f"\n{minute}", "\nRETRY_DELAY = timedelta(seconds=1)\n")
-        (self.home / "dags" / DAG_FILE.name).write_text(soon)
+        quick = source.replace(f"\n{minute}", "\nRETRY_DELAY = timedelta(seconds=1)\n")
+        (self.home / "dags" / DAG_FILE.name).write_text(quick)
         migrated = self.run("db", "migrate")
         assert migrated.returncode == 0, migrated.stderr
 
@@ -177,7 +177,4 @@ def told(ended: Ended, *rows: int) -> int:
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until it holds, a minute at most."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    assert soon(condition, seconds, every=0.2)

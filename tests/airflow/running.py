@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -19,6 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 from airflows import AIRFLOW, DAG_ID, RUN_SECONDS, Airflow, Ended, wait_for
+
+from demo.embedded.server import free_port
 
 _PARTS = ("api-server", "scheduler", "dag-processor")
 _ENDED = ("success", "failed")
@@ -186,10 +187,7 @@ class Running(Airflow):
 
     @cached_property
     def _port(self) -> int:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port: int = taken.getsockname()[1]
-            return port
+        return free_port(range(10_000, 17_000))
 
     @cached_property
     def _url(self) -> str:

@@ -277,7 +277,7 @@ def test_somebody_is_told_of_a_run_that_is_late_and_of_one_that_fails(
             "with DAG(\n": block("ALERTS").replace("timedelta(hours=5)", "timedelta(seconds=3)")
             + "\nwith DAG(\n    **ALERTS,\n",
             'dag_id="searchflow_reverse_etl"': 'dag_id="late"',
-            "timedelta(hours=5, minutes=30)": "timedelta(seconds=12)",
+            "timedelta(hours=5, minutes=30)": "timedelta(seconds=30)",
         },
     )
     with locked(database):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import command, results
-from destinations import execute, last_run
+from destinations import committed, execute, last_run
 from fixture_types import Select
 from pace import HANG, soon, within
 from proxy import Proxy
@@ -299,9 +299,3 @@ def blocked_merge() -> Iterator[Callable[[], bool]]:
     finally:
         with suppress(Exception):  # its server may be gone
             connection.close()
-
-
-def committed(sql: str) -> list[dict[str, Any]]:
-    """Rows as a new connection sees them."""
-    with postgres.session(Settings.from_environment(), "tests") as connection:
-        return postgres.select(connection, sql)

@@ -145,7 +145,6 @@ def test_a_server_that_is_busy_with_a_script_is_waited_for(
     mart: Mart, keys: redis.Redis, monkeypatch: Patch
 ) -> None:
     mart(MANY)
-    keys.config_set("busy-reply-threshold", 50)
     with _endless_script(keys):
         with pytest.raises(SyncError, match="BUSY"):
             recommendations.sync()
@@ -346,6 +345,7 @@ def _endless_script(keys: redis.Redis) -> Iterator[None]:
         with suppress(redis.ResponseError):
             other.eval("while true do end", 0)
 
+    keys.config_set("busy-reply-threshold", 50)
     thread = threading.Thread(target=spin)
     thread.start()
     try:
@@ -357,6 +357,7 @@ def _endless_script(keys: redis.Redis) -> Iterator[None]:
         with suppress(redis.ResponseError):
             keys.script_kill()
         thread.join()
+        keys.config_set("busy-reply-threshold", 5_000)
 
 
 @contextmanager

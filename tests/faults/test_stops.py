@@ -47,7 +47,7 @@ def test_a_stopped_command_ends_at_once_in_good_order(
     seconds = seconds_of_a_command(sync, marts[1])
     stopped = 0
 
-    for count in range(3 * STOPS):
+    for count in range(10 * STOPS):
         if stopped == STOPS:
             break
         new = count % 2
