@@ -108,8 +108,9 @@ def test_wrong_usage_runs_nothing(etl: Etl, marts: None, touched: Touched) -> No
         ("recommendations", "recommendations", "unknown word 'recommendations'"),
     ],
 )
+@pytest.mark.usefixtures("marts")
 def test_a_single_sync_refuses_flags_of_others(
-    only: str, line: str, said: str, etl: Etl, marts: None, touched: Touched
+    only: str, line: str, said: str, etl: Etl, touched: Touched
 ) -> None:
     ended = etl(*line.split(), only=only)
 
