@@ -87,7 +87,7 @@ def _run(flags: Flags) -> int:
 
     done = "would go" if flags.dry_run else "dropped"
     for table, rows in prune(flags.days or 0, dry_run=flags.dry_run).items():
-        report.write(f"{table:<18}{rows:>10,} rows {done}")
+        report.write(f"{table:<18}{rows:>10,} {'row' if rows == 1 else 'rows'} {done}")
     return 0
 
 

@@ -144,7 +144,7 @@ def test_a_key_that_is_gone_fails_the_run(
 
     monkeypatch.setattr(cache, "read_back", after_a_loss)
 
-    with pytest.raises(SyncError, match="1 of a sample of 10 written keys are gone"):
+    with pytest.raises(SyncError, match="gone are 1 of a sample of 10 written keys"):
         recommendations.sync()
 
 

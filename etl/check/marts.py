@@ -20,6 +20,7 @@ from etl.check.findings import FAIL, OK, WARN, Finding, failed
 from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
+from etl.plumbing.counted import counted
 from etl.run import Attempt, Job, Run, ledger
 from etl.run.contract import Validator
 from etl.run.guards import fired
@@ -151,7 +152,9 @@ def file(settings: Settings, folder: Path) -> Finding:
     state = path.stat()
     age = ago(dt.timedelta(seconds=time.time() - state.st_mtime))
     size = f"{state.st_size / 1e6:,.1f} MB"
-    words = f"{path}: {size}, written {age}, DuckDB {found.storage}, {found.tables:,} tables"
+    words = (
+        f"{path}: {size}, written {age}, DuckDB {found.storage}, {counted(found.tables, 'table')}"
+    )
     if found.warning:
         advice = "let dbt finish, or remove one that is not its own"
         return Finding("warehouse", WARN, found.warning, advice)
@@ -249,7 +252,9 @@ def _mart(run: Look) -> Finding:
     if metrics.built_at:
         built = f"built {ago(metrics.now - metrics.built_at)}"
     names = [f"{name} is {column}" for name, column in source.mapped.items() if name != column]
-    found = f"{' and '.join(_plain(source.tables))}: {metrics.mart_rows:,} rows, {built}"
+    found = (
+        f"{' and '.join(_plain(source.tables))}: {counted(metrics.mart_rows or 0, 'row')}, {built}"
+    )
     found += f"; {', '.join(names)}" if names else ""
     if absent := sorted(set(run.contract) - source.columns):
         found += f"; no {', '.join(absent)}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from etl.errors import FORCE, Refused
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,15 +88,15 @@ def first_mails(queued: int, users: int, queue_rows: int, settings: Settings) ->
     if not many or queue_rows > SMALL_TARGET:
         return None
     return (
-        f"{many}, and the queue had {queue_rows:,} rows: right for a first run; otherwise see"
-        " whether this is the right database and who emptied its queue"
+        f"{many}, and the queue had {counted(queue_rows, 'row')}: right for a first run; otherwise"
+        " see whether this is the right database and who emptied its queue"
     )
 
 
 def expiry_note(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> str:
     """When the readers of a destination lose what the last ok run wrote for so many seconds."""
     if written_at is None:
-        return f"; its keys expire {seconds / 3600:g} hours after they were last written"
+        return f"; its keys expire {counted(seconds / 3600, 'hour')} after they were last written"
     ends = written_at + dt.timedelta(seconds=seconds)
     verb = "expire" if ends > now else "began to expire"
     return f"; the first keys {verb} at {ends:%Y-%m-%d %H:%M} UTC"
@@ -110,7 +111,7 @@ def _shrunk(metrics: Metrics, settings: Settings) -> str | None:
     if not before or not now or _fraction(before - now, before) <= settings.guard_max_shrink:
         return None
     allowed = _allowed("guard_max_shrink", settings)
-    return f"shrunk: the mart has {now:,} rows, {before:,} at the last ok run ({allowed})"
+    return f"shrunk: the mart has {counted(now, 'row')}, {before:,} at the last ok run ({allowed})"
 
 
 def _rejects(metrics: Metrics, settings: Settings) -> str | None:
@@ -166,7 +167,8 @@ def _visits(metrics: Metrics, _: Settings) -> str | None:
     if metrics.lost_visits:
         known.append(f"it had {' and '.join(metrics.lost_visits)} at the last ok run")
     if metrics.visits_queued:
-        known.append(f"{metrics.visits_queued:,} mails of the queue have a visit")
+        mails = counted(metrics.visits_queued, "mail of the queue has", "mails of the queue have")
+        known.append(f"{mails} a visit")
     if not metrics.no_visits or not known:
         return None
     return (
@@ -180,9 +182,9 @@ def _vanished(metrics: Metrics, settings: Settings) -> str | None:
         return None
     if before > FEW_KEYS and _fraction(before - now, before) > settings.guard_max_shrink:
         allowed = _allowed("guard_max_shrink", settings)
-        keys = f"{now:,} keys would be written, {before:,} at the last ok run ({allowed})"
+        keys = f"{counted(now, 'key')} would be written, {before:,} at the last ok run ({allowed})"
     elif metrics.rows_without_keys:
-        keys = f"no key would be written from {metrics.rows_without_keys:,} rows"
+        keys = f"no key would be written from {counted(metrics.rows_without_keys, 'row')}"
     else:
         return None
     if not metrics.below_threshold:

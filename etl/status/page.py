@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etl.cli import report
+from etl.plumbing.counted import counted
 from etl.status import TREND
 from etl.status.problems import ago
 
@@ -123,7 +124,10 @@ def _mail_notes(known: dict[str, Any]) -> list[str]:
             " release_stale_emails.sql run?"
         )
     if reins["allowlist"]:
-        notes.append(f"only {reins['allowlist']:,} users are mailed: crm.email_allowlist is on")
+        notes.append(
+            f"only {counted(reins['allowlist'], 'user is', 'users are')} mailed:"
+            " crm.email_allowlist is on"
+        )
     if reins["paused"]:
         notes.append(f"paused templates: {reins['paused']}")
     if reins["daily_caps"]:
@@ -156,9 +160,9 @@ def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:
 
 def _show_overdue(console: Console, overdue: list[str], hours: float) -> None:
     if overdue:
-        text = Text(f"Overdue, no ok run for {hours:g} hours: {', '.join(overdue)}", _BAD)
+        text = Text(f"Overdue, no ok run for {counted(hours, 'hour')}: {', '.join(overdue)}", _BAD)
     else:
-        text = Text(f"Nothing is overdue: every sync had an ok run in {hours:g} hours.")
+        text = Text(f"Nothing is overdue: every sync had an ok run in {counted(hours, 'hour')}.")
     console.print(Padding(text, (1, 0, 0, 0)))
 
 
