@@ -82,10 +82,10 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
             "--shards is gone: a sync of any size runs in the same memory; leave it out"
             " (--shard I/N loads one shard, for schedulers)"
         )
-    for word in words if only else ():
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if name in _SOME and word.startswith("--") and name not in BY_NAME[only].flags:
-            raise UsageError(f"{only} {_SOME[name]}: {_works_with(name)}")
+    for name, does_not in _SOME.items() if only else ():
+        written = {word.partition("=")[0].replace("_", "-") for word in words}
+        if only not in that_take(name) and arguments.dashed(name) in written:
+            raise UsageError(f"{only} {does_not}: {_works_with(name)}")
     flags = arguments.parse(Flags, words, _hidden(only))
     if flags is None:
         return None
