@@ -24,7 +24,7 @@ from etl.plumbing.counted import counted
 from etl.run import Attempt, Job, Run, ledger
 from etl.run.contract import Validator
 from etl.run.guards import fired
-from etl.run.reading import Reading
+from etl.run.reading import MartReading
 from etl.status.problems import ago
 from etl.warehouse import Spool
 
@@ -109,7 +109,7 @@ class Look(Run):
         self.sample = sample
         spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
         spool = replace(spool, rows=pl.concat(hashes).n_unique())
-        return self.take(Reading.of(mart, validator, spool, self._nothing("rejected")))
+        return self.take(MartReading.of(mart, validator, spool, self._nothing("rejected")))
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""

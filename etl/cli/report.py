@@ -81,6 +81,11 @@ def outcome(result: SyncResult) -> str:
     return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
 
 
+def outcome_or_error(run: Any) -> str:
+    """What a run of the ledger did, or why it did not."""
+    return run["error"] or outcome(run)
+
+
 def write(text: str) -> None:
     """Print on stdout; a reader who has gone (`| head`) does not stop the syncs.
 

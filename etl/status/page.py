@@ -73,7 +73,7 @@ def _details(sync: dict[str, Any], now: dt.datetime) -> list[str]:
     if sync["abandoned"]:
         lines.append("it was killed: no process holds its lock; the next run will say failed")
     elif last["status"] != "running":
-        lines.append(_outcome(last))
+        lines.append(report.outcome_or_error(last))
     if last["shards"] > 1:
         lines.append(_shards(last))
     if last["rejected"]:
@@ -152,7 +152,7 @@ def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:
             run["sync"],
             Text(run["status"], _STYLES.get(run["status"], _BAD)),
             "" if run["seconds"] is None else f"{run['seconds']:,.2f}",
-            _outcome(run),
+            report.outcome_or_error(run),
         )
     console.print()
     console.print(table)
@@ -164,11 +164,6 @@ def _show_overdue(console: Console, overdue: list[str], hours: float) -> None:
     else:
         text = Text(f"Nothing is overdue: every sync had an ok run in {counted(hours, 'hour')}.")
     console.print(Padding(text, (1, 0, 0, 0)))
-
-
-def _outcome(run: dict[str, Any]) -> str:
-    known: Any = {name: value for name, value in run.items() if value is not None}
-    return run["error"] or report.outcome(known)
 
 
 def _shards(run: dict[str, Any]) -> str:
