@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import command, results, segments
-from destinations import last_run
+from destinations import execute, last_run
 from fixture_types import Mart, Select
 
 from etl.errors import Refused
@@ -147,3 +147,26 @@ def test_a_refused_dry_run_was_done_to_its_end(mart: Mart) -> None:
     said = " ".join(command("etl.user_segments", "--dry-run").stdout.split())
 
     assert "user_segments: all was done in Postgres and rolled back" in said
+
+
+def test_one_of_a_thing_is_told_in_the_singular(mart: Mart) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    command("etl", "--sync", "user_segments")
+    execute("INSERT INTO crm.email_allowlist (user_id) VALUES ('tester')")
+    mart(segments("('b', 'at_risk', -1, 0, 0)"))
+
+    told = "".join(
+        command(*words).stdout.replace("\n", " ")
+        for words in (
+            ("etl.check",),
+            ("etl.status", "--max-age", "1"),
+            ("etl.prune", "--days", "0", "--dry-run"),
+            ("etl", "--dry-run"),
+        )
+    )
+
+    assert "only 1 user is mailed" in re.sub(" +", " ", told)
+    assert re.search(r"\b1 row\b", told)
+    assert not re.findall(
+        r"(?<![\d.,])(?<!of )1 (?:rows|users|mails|keys|tables|hours|warnings)\b", told
+    )

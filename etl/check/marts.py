@@ -20,10 +20,11 @@ from etl.check.findings import FAIL, OK, WARN, Finding, failed
 from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
+from etl.plumbing.counted import counted
 from etl.run import Attempt, Job, Run, ledger
 from etl.run.contract import Validator
 from etl.run.guards import fired
-from etl.run.reading import Reading
+from etl.run.reading import MartReading
 from etl.status.problems import ago
 from etl.warehouse import Spool
 
@@ -76,6 +77,7 @@ class Look(Run):
         key: Sequence[str] | None = None,
         *,
         ordered: bool = False,
+        stage_as: str | None = None,
     ) -> Spool:
         """Read the mart as `Run.read` does, in any order, and keep a sample; see there.
 
@@ -108,7 +110,7 @@ class Look(Run):
         self.sample = sample
         spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
         spool = replace(spool, rows=pl.concat(hashes).n_unique())
-        return self.take(Reading.of(mart, validator, spool, self._nothing("rejected")))
+        return self.take(MartReading.of(mart, validator, spool, self._nothing("rejected")))
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""
@@ -151,7 +153,9 @@ def file(settings: Settings, folder: Path) -> Finding:
     state = path.stat()
     age = ago(dt.timedelta(seconds=time.time() - state.st_mtime))
     size = f"{state.st_size / 1e6:,.1f} MB"
-    words = f"{path}: {size}, written {age}, DuckDB {found.storage}, {found.tables:,} tables"
+    words = (
+        f"{path}: {size}, written {age}, DuckDB {found.storage}, {counted(found.tables, 'table')}"
+    )
     if found.warning:
         advice = "let dbt finish, or remove one that is not its own"
         return Finding("warehouse", WARN, found.warning, advice)
@@ -220,14 +224,20 @@ def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
     if isinstance(error, Refused):
         return _refused(sync, error)
-    if not isinstance(error, warehouse.NotFoundError) or not (error.tables or error.columns):
+    if not isinstance(error, warehouse.NotFoundError):
         return failed(sync, error)
-    with contextlib.suppress(SyncError):
-        alike, names = warehouse.lookalikes(settings, folder, error.tables, error.columns)
-        seen = "what looks like it" if alike else "nothing looks like it"
-        seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
-        return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
-    return failed(sync, error)
+    alike, names = bool(error.alike), error.alike
+    if error.tables or error.columns:
+        try:
+            found, more = warehouse.lookalikes(settings, folder, error.tables, error.columns)
+        except SyncError:
+            return failed(sync, error)
+        alike, names = found or alike, [*names, *(more if found or not alike else [])]
+    elif not names:
+        return failed(sync, error)
+    seen = "what looks like it" if alike else "nothing looks like it"
+    seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
+    return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
 
 
 def _where(sync: str, settings: Settings) -> str:
@@ -249,7 +259,9 @@ def _mart(run: Look) -> Finding:
     if metrics.built_at:
         built = f"built {ago(metrics.now - metrics.built_at)}"
     names = [f"{name} is {column}" for name, column in source.mapped.items() if name != column]
-    found = f"{' and '.join(_plain(source.tables))}: {metrics.mart_rows:,} rows, {built}"
+    found = (
+        f"{' and '.join(_plain(source.tables))}: {counted(metrics.mart_rows or 0, 'row')}, {built}"
+    )
     found += f"; {', '.join(names)}" if names else ""
     if absent := sorted(set(run.contract) - source.columns):
         found += f"; no {', '.join(absent)}"

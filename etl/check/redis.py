@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from etl import cache
 from etl.check.findings import FAIL, OK, SKIPPED, WARN, Finding, failed, skipped
 from etl.errors import SyncError
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from etl.cache import Memory
@@ -67,7 +68,7 @@ def room(memory: Memory, run: Look) -> Finding | None:
     new = run.tally.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
     due = round(each / max(len(pairs), 1) * keys * new)
     policy = f", {memory.policy}" if memory.policy else ""
-    needs = f"{keys:,} keys, {due / 1e6:,.1f} MB of them new"
+    needs = f"{counted(keys, 'key')}, {due / 1e6:,.1f} MB of them new"
     if memory.most is None:
         used = f"{memory.used / 1e6:,.1f} MB in use, no maxmemory{policy}"
         return Finding(MEMORY, OK, f"{needs}; {used}")

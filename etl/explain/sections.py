@@ -13,7 +13,6 @@ import polars as pl
 from etl import cache, postgres
 from etl.errors import SyncError, UsageError
 from etl.explain import decisions
-from etl.postgres import trust
 from etl.run.contract import USER_ID_RULES
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def _in_postgres(
 ) -> dict[str, Any]:
     told: dict[str, Any] = {}
     try:
-        with postgres.session(settings, "etl.explain") as connection:
-            trust.check(connection, settings)
+        with postgres.trusted_session(settings, "etl.explain") as connection:
             for name, look in sections.items():
                 connection.try_rollback()  # a statement that failed ended its transaction
                 try:

@@ -10,6 +10,7 @@ from etl import postgres
 from etl.errors import FORCE, Refused
 from etl.mail import rules
 from etl.plumbing import queries
+from etl.plumbing.counted import counted
 from etl.plumbing.redact import quote_value
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def keep_history(run: Run) -> None:
         return
     rows = postgres.query(run.session, "email_former", orjson.dumps(former).decode())
     said = [
-        f"{row['mails']:,} mails of the template {quote_value(row['template'])}, which no rule"
-        f" has, are of the segment {quote_value(row['segment'])}, as those of"
-        f" {rules.templates()[row['segment']]} are"
+        f"the template {quote_value(row['template'])}, which no rule has, has"
+        f" {counted(row['mails'], 'mail')} of the segment {quote_value(row['segment'])}, as"
+        f" {rules.templates()[row['segment']]} has"
         for row in rows
         if row["segment"] in rules.templates()
     ]

@@ -1,4 +1,4 @@
-"""One run of a sync: its lock, its ledger row, its result, and how it ends.
+"""One run of a sync: its attempts, the transaction of each, and its commit.
 
 `execute` is what every `sync()` calls. Lock, staging, merge, rejects and the ledger's `ok` are one
 transaction on one connection, so that a run which lost its lock cannot commit, and a killed one
@@ -8,20 +8,15 @@ leaves nothing.
 from __future__ import annotations
 
 import contextlib
-import logging
-from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING
 
-from polars.exceptions import PanicException
-
 from etl import postgres
-from etl.errors import AlreadyRunning, Cancelled, ConnectionLost, SyncError
+from etl.errors import AlreadyRunning, ConnectionLost
 from etl.options import Options
 from etl.plumbing import cancellation, failure, folder, log, signals
 from etl.plumbing.retry import retry
-from etl.postgres import STOP_SECONDS, in_thread, trust
-from etl.run import ledger
+from etl.run import ending, ledger
 from etl.run.attempt import Attempt
 from etl.run.context import Run
 from etl.run.job import Job, PreviousRun
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from etl.result import SyncResult
-    from etl.run.tally import Tally
 
 __all__ = ["Attempt", "Job", "Options", "Run", "execute", "record_skipped"]
 
@@ -67,13 +61,13 @@ def execute(
             with cancellation.cancellable():
                 _try(attempts, load)
         except BaseException as error:
-            ended = _ended_by(attempts[-1], error, signals.pending(stops_before))
+            ended = ending.fail(attempts[-1], error, signals.pending(stops_before))
             if ended is error:
                 raise
             raise ended from error
         finally:
             attempts[-1].close()
-        return _succeeded(attempts[-1].tally)
+        return ending.succeed(attempts[-1].tally)
 
 
 def record_skipped(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
@@ -81,7 +75,7 @@ def record_skipped(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
     attempt = Attempt(Job(sync, Settings.from_environment(), Options(dry_run=dry_run)))
     attempt.in_ledger = not dry_run
     with log.context(sync=sync, run_id=attempt.job.run_id):
-        return _end(attempt, "refused", reason)
+        return ending.end(attempt, "refused", reason)
 
 
 def _try(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
@@ -167,72 +161,3 @@ def _optional_ledger(attempt: Attempt) -> Iterator[None]:
         log.warning("ledger.unreachable", reason=str(failure.to_sync_error(error, job.settings)))
         attempt.close()
         attempt.session, attempt.in_ledger = None, False
-
-
-def _succeeded(tally: Tally) -> SyncResult:
-    tally.log_warnings()
-    result = tally.result("ok")
-    log.event("sync.finished", status="ok", seconds=result["seconds"], **tally.counts)
-    return result
-
-
-def _ended_by(
-    attempt: Attempt, error: BaseException, stop: BaseException | None
-) -> SyncError | BaseException:
-    """Record how a run ended that is rolled back, and return the error that tells it."""
-    # DuckDB and the drivers turn a stop into an error of their own; a defect of Polars is no
-    # Exception either.
-    if stop is None and isinstance(error, Exception | PanicException):
-        # Where there is a SQLSTATE the server has answered.
-        before = "" if getattr(error, "sqlstate", None) else _maybe_committed(attempt)
-        problem = failure.to_sync_error(error, attempt.job.settings, before)
-        problem.result = _end(attempt, problem.status, str(problem))
-        return problem
-    stop = stop or error
-    name = str(stop) if isinstance(stop, Cancelled) else type(stop).__name__
-    result = _end(attempt, "cancelled", f"{_maybe_committed(attempt)}cancelled by {name}")
-    if isinstance(stop, Cancelled):
-        stop.result = result
-    return stop
-
-
-def _maybe_committed(attempt: Attempt) -> str:
-    if not attempt.committing:
-        return ""
-    return "the commit may have gone through (python -m etl.status tells): "
-
-
-def _end(attempt: Attempt, status: str, error: str) -> SyncResult:
-    """Say in the log and in the ledger how a run ended that is rolled back; return its result.
-
-    A stop does not wait for a server that does not answer.
-    """
-    session = attempt.session
-    attempt.tally.log_warnings()
-    log.event("sync.finished", logging.ERROR, status=status, error=error)
-    if attempt.in_ledger:
-        if attempt.finishing and session is not None:
-            session.try_rollback()  # its own change of the ledger's row would be in the way
-        is_stop = status == "cancelled"
-        done = False
-        if not (is_stop and session is not None and session.abandoned):
-            recorded = in_thread(partial(_record_apart, attempt.tally, status, error))
-            done = bool(wait([recorded], timeout=STOP_SECONDS if is_stop else None).done)
-        if not done:
-            reason = "no answer in time; its end may not be recorded"
-            log.warning("ledger.unreachable", reason=reason)
-    return attempt.tally.result(status, error)
-
-
-def _record_apart(tally: Tally, status: str, error: str) -> None:
-    """Write the ledger row on a connection of its own."""
-    settings = tally.job.settings
-    try:
-        with postgres.session(settings, f"etl.{tally.job.sync}") as session:
-            trust.check(session, settings)
-            if ledger.record(session, tally, status, error):
-                ledger.insert_rejects(session, tally)
-            session.commit()
-    except Exception as second:
-        reason = str(failure.to_sync_error(second, settings))
-        log.warning("ledger.unreachable", reason=reason)

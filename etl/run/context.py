@@ -14,7 +14,7 @@ from etl.plumbing import log, queries
 from etl.run import guards
 from etl.run.attempt import Attempt
 from etl.run.job import Job, PreviousRun
-from etl.run.reading import Reading, read_mart
+from etl.run.reading import MartReading, read_mart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,14 +36,14 @@ _UNKNOWN_ROWS = 1_000_000
 
 @dataclass
 class Run:
-    """The work of one attempt: its session and folder, and what it staged."""
+    """One attempt, as a sync's `load` sees it: what it was asked, its verbs, what it has read."""
 
     attempt: Attempt
     folder: Path = Path()  # for what is spooled
     previous: PreviousRun | None = None
     staged: list[str] = field(default_factory=list)
     into_nothing: bool = False  # nothing was ever in the target
-    _reading: Reading | None = None
+    _reading: MartReading | None = None
     _guarded: bool = False  # the guards have looked
 
     @property
@@ -74,7 +74,7 @@ class Run:
         return self.attempt.session
 
     @property
-    def mart(self) -> Reading:
+    def mart(self) -> MartReading:
         """The mart, once it was read."""
         if self._reading is None:
             raise SyncError(f"{self.job.sync}: the mart was not read")
@@ -96,7 +96,7 @@ class Run:
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
-        The others are told of in `mart` afterwards. The warehouse's file is closed by then.
+        Afterwards `mart` has what was rejected, and the warehouse's file is closed.
 
         Args:
             schema: the contract.
@@ -133,7 +133,7 @@ class Run:
             postgres.finish_copy(self.session, str(stage_as), under_way, mart.accepted.rows)
         return self.take(mart)
 
-    def take(self, mart: Reading) -> Spool:
+    def take(self, mart: MartReading) -> Spool:
         """Have a mart that was read, and return its accepted rows."""
         self._reading = mart
         self.tally.add_reading(mart, self.previous)

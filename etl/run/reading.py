@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class MartReading:
     """A mart that was read through."""
 
     accepted: Spool  # the rows that keep the contract, reshaped
@@ -36,7 +36,7 @@ class Reading:
     @classmethod
     def of(
         cls, mart: warehouse.Mart, check: Validator, accepted: Spool, rejected: Spool
-    ) -> Reading:
+    ) -> MartReading:
         """Return what is known after the last frame."""
         # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
@@ -51,7 +51,7 @@ def read_mart(
     keep: Callable[[Iterator[pl.DataFrame]], Spool],
     *,
     ordered: bool,
-) -> Reading:
+) -> MartReading:
     """Read the mart of a sync; its file is closed when this returns.
 
     Args:
@@ -73,7 +73,7 @@ def read_mart(
         limit, unique = job.settings.reject_limit, not mart.ordered
         check = Validator(contract, limit, job.started_at, key, rejected.add_rows, unique=unique)
         accepted = keep(check.valid_rows(frame) for frame in _cancellable(frames))
-    return Reading.of(mart, check, accepted, rejected.spool)
+    return MartReading.of(mart, check, accepted, rejected.spool)
 
 
 def _cancellable(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

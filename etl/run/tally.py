@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from etl.run.contract import Rejects
     from etl.run.job import Job, PreviousRun
-    from etl.run.reading import Reading
+    from etl.run.reading import MartReading
 
 _FIGURES = frozenset(each.name for each in fields(guards.Metrics))
 
@@ -43,7 +43,7 @@ class Tally:
         """Set figures of `guards.Metrics`."""
         self.metrics = replace(self.metrics, **figures)
 
-    def add_reading(self, mart: Reading, previous: PreviousRun | None) -> None:
+    def add_reading(self, mart: MartReading, previous: PreviousRun | None) -> None:
         """Take over how many rows a mart has, accepted and rejected."""
         self.rejects = mart.rejects
         self.counts.update(extracted=mart.rows, rejected=mart.rejects.total, deleted=0)
