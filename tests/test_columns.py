@@ -67,7 +67,7 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         "user_segments_update.sql, SET": {a for a, b in staged if a == b} | {"user_id"},
         **{
             f"user_segments_update.sql, comparison of {side[0]}": {
-                one.strip()[2:] for one in side.split(",")
+                _name(one.strip()[2:]) for one in side.split(",")
             }
             | {"user_id"}
             for side in differing.groups()
@@ -79,7 +79,7 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         },
         **{
             f"user_segments.sql, comparison of {side[0]}": {
-                one.strip()[2:] for one in side.split(",")
+                _name(one.strip()[2:]) for one in side.split(",")
             }
             | {"user_id"}
             for side in compared[0]
@@ -121,4 +121,4 @@ def test_the_query_of_a_mart_returns_the_columns_of_its_contract(
 
 
 def _name(column: str) -> str:
-    return column.strip().partition("::")[0]
+    return re.split("::| COLLATE ", column.strip())[0]

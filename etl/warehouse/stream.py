@@ -194,7 +194,7 @@ def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> bool
     """Return whether two rows may have the same key, by a hash of it: eight bytes a row."""
     key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
     hashes = rows.select(FunctionExpression("hash", *key).alias("hash")).to_arrow_table()
-    return pl.Series(hashes["hash"]).n_unique() < hashes.num_rows
+    return bool(pl.Series(hashes["hash"]).n_unique() < hashes.num_rows)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
