@@ -47,7 +47,9 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
     assert read_back is not None
     shown = (SQL / "user_segments_changes.sql").read_text()
-    pairs = re.findall(r"s\.(\w+) IS DISTINCT FROM t\.(\w+)\s+THEN '(\w+)'", shown)
+    pairs = re.findall(
+        r"s\.(\w+)(?: COLLATE \"C\")? IS DISTINCT FROM t\.(\w+)\s+THEN '(\w+)'", shown
+    )
     deletes = re.search(r"'delete', '\{(.*?)\}'", shown)
     assert deletes is not None
 
