@@ -1,6 +1,6 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
-from etl.postgres.call import STOP_SECONDS, Call, in_thread
+from etl.postgres.call import STOP_SECONDS, Call
 from etl.postgres.copy import copy_to_temp
 from etl.postgres.errors import foreseen
 from etl.postgres.merge import (
@@ -26,7 +26,6 @@ __all__ = [
     "execute",
     "execute_alone",
     "foreseen",
-    "in_thread",
     "merge",
     "query",
     "refuse_altered",

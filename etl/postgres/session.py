@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl.errors import ConnectionLost, SyncError
 from etl.plumbing import cancellation, queries
+from etl.plumbing.threads import in_thread
 from etl.postgres import errors, sessions
 from etl.postgres.call import (
     GRACE_SECONDS,
     STOP_SECONDS,
     Call,
     NoAnswerError,
-    in_thread,
     lock_timeout,
 )
 from etl.postgres.login import CONNECT_SECONDS, login

@@ -12,7 +12,8 @@ from polars.exceptions import PanicException
 from etl import postgres
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log
-from etl.postgres import STOP_SECONDS, in_thread
+from etl.plumbing.threads import in_thread
+from etl.postgres import STOP_SECONDS
 from etl.run import ledger
 
 if TYPE_CHECKING:
