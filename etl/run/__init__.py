@@ -8,24 +8,20 @@ leaves nothing.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from etl import postgres
 from etl.errors import AlreadyRunning, ConnectionLost
 from etl.options import Options
 from etl.plumbing import cancellation, failure, folder, log, signals
 from etl.plumbing.retry import retry
+from etl.result import SyncResult
 from etl.run import ending, ledger
 from etl.run.attempt import Attempt
 from etl.run.context import Run
 from etl.run.job import Job, PreviousRun
 from etl.settings import Settings, hiding
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from etl.result import SyncResult
 
 __all__ = ["Attempt", "Job", "Options", "Run", "execute", "record_skipped"]
 
