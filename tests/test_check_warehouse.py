@@ -235,6 +235,7 @@ def test_a_mart_that_lost_its_visits_is_refused_as_by_a_run(mart: Mart) -> None:
     assert agrees(findings)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("users", [1, 3_000])
 def test_a_sound_sample_is_ok_and_its_rows_and_keys_are_those_of_a_run(
     environment: Path, users: int

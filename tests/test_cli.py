@@ -232,7 +232,7 @@ def test_help_wins_over_everything_else(etl: Etl, marts: None, select: Select) -
 # Every way to start it
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("module", "did"),
     [

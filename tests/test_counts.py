@@ -36,7 +36,7 @@ SEGMENTS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("event", SEGMENTS)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_user_that_a_trigger_drops_fails_the_run(
@@ -83,6 +83,7 @@ ALTERED = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cause", ALTERED)
 def test_users_who_are_there_otherwise_than_written_fail_the_run(
     mart: Mart, select: Select, cause: str
@@ -168,6 +169,7 @@ MAILS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("outcome", MAILS)
 def test_a_mail_that_a_trigger_drops_fails_the_run(
     mart: Mart, select: Select, outcome: str
@@ -204,6 +206,7 @@ ALTERED_MAILS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("outcome", ALTERED_MAILS)
 def test_a_mail_that_is_there_otherwise_than_written_fails_the_run(
     mart: Mart, select: Select, outcome: str

@@ -179,6 +179,7 @@ def test_mails_of_other_programs_are_no_former_template(mart: Mart) -> None:
 # Marts without visits
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("last", "becomes"),
     [
@@ -204,6 +205,7 @@ def test_a_mail_of_a_mart_without_visits_gives_way_when_the_mart_has_them(
     assert wet["cancelled"] == 1
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize(
     ("missing", "gone"),

@@ -139,6 +139,7 @@ def test_guards_of_the_mart_look_at_the_whole_of_it_when_it_is_walked_in_shards(
     assert in_shards(user_segments.sync, 4)["extracted"] == 51
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_churn_and_deletes_are_found_in_shards_as_in_the_whole(mart: Mart, shards: int) -> None:
     mart(users(2_000))

@@ -172,6 +172,7 @@ def test_a_key_that_postgres_cannot_hold_is_kept_escaped(mart: Mart, select: Sel
     assert (row["key"], row["reasons"]) == ("a\\u0000b", "{user_id:nul}")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_middle_of_a_merge_cancels_it_at_once(
     mart: Mart, select: Select, number: signal.Signals

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import ROOT, command, results, segments
 from destinations import execute, last_run, lock_held, stuck
+from examples import examples
 from fixture_types import Mart, Select
 from pace import HANG, soon
 
@@ -59,7 +60,7 @@ def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None
 
     held = []
     with postgres.session(settings, "tests") as next_run:
-        for _ in range(100):
+        for _ in range(examples(25, 100)):
             with postgres.session(settings, "tests") as run:
                 assert _locked(run)
             held.append(_locked(next_run))
@@ -163,6 +164,7 @@ def test_other_syncs_and_readers_do_not_wait_for_a_merge(mart: Mart, select: Sel
     assert row == {"segment": "regular"}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("held", "wanted"),
     [

@@ -57,7 +57,7 @@ def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart
     assert len(result["unmapped_segments"]) == 20
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @DRY_AND_WET
 def test_a_renamed_segment_whose_mails_wait_is_warned_of(
     dry_run: bool, mart: Mart, select: Select
@@ -153,6 +153,7 @@ def test_the_warning_stands_on_stderr_in_the_json_and_in_the_status(mart: Mart) 
     assert "warning: mails for 50 of 100 users" in status
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("mailed", "queued_before", "warned"), [(25, 0, False), (26, 0, True), (26, 1_000, True)]
 )

@@ -121,6 +121,7 @@ def test_a_gap_or_cooldown_that_the_last_sync_had_keeps_a_mail_as_well(
     assert prune(10)["crm.email_queue"] == 2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("visit", ["now() - INTERVAL 1 DAY", "now() - INTERVAL 100 DAY"])
 def test_nothing_that_was_sent_is_queued_again(mart: Mart, select: Select, visit: str) -> None:
     everybody = ", ".join(

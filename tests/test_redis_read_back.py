@@ -49,6 +49,7 @@ def test_a_server_that_evicts_fails_the_run(
     assert "user_" not in said
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("way", [redis.Redis.delete, lambda keys, key: keys.pexpire(key, 0)])
 def test_one_key_that_is_gone_fails_the_run(
     way: Any, mart: Mart, keys: redis.Redis, before_it: Callable[[Meddle], list[int]]
@@ -87,6 +88,7 @@ def test_the_sample_is_spread_over_all_keys_and_no_more_than_a_thousand(total: i
 # How they are looked up
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("other", ["+get", "+exists"])
 def test_a_user_without_mget_looks_keys_up_by_what_is_allowed(
     other: str,
