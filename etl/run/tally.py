@@ -66,7 +66,8 @@ class Tally:
                 " `counts` of the sync's line in etl/syncs.py"
             )
         self.counts.update({name: counts[name] for name in counts if name in declared})
-        self.tell_guards(**{name: counts[name] for name in counts if name in _FIGURES})
+        if figures := {name: counts[name] for name in counts if name in _FIGURES}:
+            self.tell_guards(**figures)
 
     def require_counts(self) -> None:
         """See that the sync counted all that its result tells.
