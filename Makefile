@@ -50,7 +50,7 @@ fix: setup ## let ruff put right what it can
 	$(VENV)/bin/ruff format
 
 test: setup ## a few cases of every rule, on real servers that the tests start and stop
-	$(VENV)/bin/pytest -n 3 -m "not slow"
+	ETL_QUICK=1 $(VENV)/bin/pytest -n 3 -m "not slow"
 
 test-all: setup ## every case of every rule
 	$(VENV)/bin/pytest -n 3

@@ -15,38 +15,25 @@ from types import new_class
 from typing import TYPE_CHECKING
 
 import dataframely as dy
-import orjson
 import polars as pl
 
-from etl import postgres, warehouse
-from etl.errors import SyncError
-from etl.mail import decisions, lists, payloads, rules, templates, warnings
-from etl.mail.rules import NO_EPISODE_DATE, Rule
+from etl.mail import decisions, payloads, rules, templates, visits, warnings
+from etl.mail.merge import merge
+from etl.mail.rules import Rule
 from etl.options import Options
-from etl.plumbing import queries
 from etl.run import Run, execute
 from etl.run.contract import without_nul
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from etl.result import SyncResult
     from etl.warehouse import Spool
 
 # A mart older than that has the queue read again, with what older visits need.
 _EXPECTED_AGE = dt.timedelta(days=7)
-
-_RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
-_GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
-_MERGE = postgres.Merge(
-    "email_triggers",
-    "crm.email_queue",
-    frozenset(_RESULT | _GUARDED),
-    recount="email_unwritten",
-    altered="email_altered",
-)
 
 
 class _Candidate(UserSegment):
@@ -104,30 +91,27 @@ def load(run: Run) -> None:
     """Read, check, decide, stage what changes, merge; `execute` commits."""
     rules.check(EmailCandidate.columns().keys() - {"user_id", "built_at"})
     oldest = run.job.started_at - _EXPECTED_AGE
-    decisions.prepare(run.postgres, run.settings, oldest, shard=run.job.shard)
+    decisions.prepare(run.session, run.settings, oldest, shard=run.job.shard)
     templates.keep_history(run)
-    mails = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
+    reading = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
     users: Counter[str] = Counter()  # by segment
 
     def reshape(rows: pl.DataFrame) -> pl.DataFrame:
         users.update(dict(rows["segment"].value_counts().iter_rows()))
-        return without_future_visits(rows, run.job.started_at)
+        return visits.without_future(rows, run.job.started_at)
 
     mart = run.read(EmailCandidate, reshape)
-    queue = mails.result()
+    mails = reading.result()
     if run.as_of < oldest:  # --force, or a guard that allows it
-        decisions.prepare(run.postgres, run.settings, run.as_of, shard=run.job.shard)
-        queue = run.start_reading(decisions.read_mails, "mails").result()
-    # By the query's columns and not by its rows, of which a shard may have none with a visit.
-    no_visits = sorted(rules.visits() - run.columns)
-    if no_visits:
-        _compare_visits(run, no_visits)
-    templates.update(run.postgres, run.settings)
-    counts, totals = _merge(run, partial(triggers, run, mart, no_visits), queue)
-    run.count(counts)
-    warnings.look(run, users, no_visits, totals.cancelled())
+        decisions.prepare(run.session, run.settings, run.as_of, shard=run.job.shard)
+        mails = run.start_reading(decisions.read_mails, "mails").result()
+    missing = visits.missing(run)
+    visits.tell_guards(run, missing)
+    templates.update(run.session, run.settings)
+    decided = merge(run, partial(triggers, run, mart, missing), mails)
+    warnings.look(run, users, missing, decided.cancelled())
     if run.options.dry_run:
-        run.add_outcomes(totals.outcomes())
+        run.tally.add_outcomes(decided.outcomes())
 
 
 def transform(mart: pl.DataFrame, as_of: dt.datetime) -> pl.DataFrame:
@@ -159,90 +143,22 @@ def _of_rule(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame
     )
 
 
-def without_future_visits(mart: pl.DataFrame, now: dt.datetime) -> pl.DataFrame:
-    """Make visits in the future null: they are placeholders such as 9999-12-31, and never old news.
-
-    A day is allowed, because visits without a zone may be in local time.
-    """
-    visits = [pl.col(name) for name in ("first_seen_at", "last_seen_at")]
-    latest = now + dt.timedelta(days=1)
-    return mart.drop("built_at").with_columns(pl.when(v <= latest).then(v) for v in visits)
-
-
-def _compare_visits(run: Run, no_visits: list[str]) -> None:
-    """Give the guards what speaks against a mart that never had these visit columns."""
-    run.metrics.no_visits = tuple(no_visits)
-    # A run without a visit column warns of it: one that did not warn had the column.
-    said = run.previous.warning if run.previous else None
-    if said is not None:
-        run.metrics.lost_visits = tuple(name for name in no_visits if f"no {name}" not in said)
-    templates = [rule.template for rule in rules.RULES if rule.episode in no_visits]
-    (queue,) = postgres.query(
-        run.postgres, "email_visits", NO_EPISODE_DATE, orjson.dumps(templates).decode()
-    )
-    run.metrics.visits_queued = queue["visits_queued"]
-
-
-def triggers(run: Run, mart: Spool, no_visits: Sequence[str]) -> Iterator[pl.DataFrame]:
+def triggers(run: Run, mart: Spool, missing: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Stream what decisions need of the mart: one row for each of its users.
 
     Args:
         run: has read the mart.
         mart: its accepted rows, without visits in the future.
-        no_visits: the visit columns that the mart does not have.
+        missing: the visit columns that the mart does not have.
     """
-    one_episode = [pl.lit(NO_EPISODE_DATE).alias(name) for name in no_visits]
     for rows in mart.frames():
-        calling = transform(rows.with_columns(one_episode), run.as_of)
+        calling = transform(visits.one_episode(rows, missing), run.as_of)
         others = rows.filter(~pl.col("segment").is_in(list(rules.templates()))).select("user_id")
         users = pl.concat([calling, others], how="diagonal")
         yield decisions.with_hash(users).with_columns(rejected=False)
-    for users in run.rejected.frames():
+    for users in run.mart.rejected.frames():
         unknown = users.unique().with_columns(rejected=True)
         yield pl.concat([decisions.with_hash(calling.clear()), unknown], how="diagonal")
-
-
-def _merge(
-    run: Run, triggers: Callable[[], Iterator[pl.DataFrame]], queue: Spool
-) -> tuple[dict[str, int], decisions.Totals]:
-    """Decide and merge; again where another program has just queued a mail for the same user."""
-    for plain_insert in (True, False):
-        totals = _stage(run, triggers(), queue)
-        try:
-            with run.savepoint():
-                return _write(run, totals, plain_insert=plain_insert), totals
-        except SyncError as error:
-            if error.sqlstate != postgres.UNIQUE_VIOLATION:
-                raise
-        queue = decisions.read_mails(run.postgres, run.folder / "mails").result()
-    # Only a mail that is to be pending again can meet another: those wait for a later run.
-    totals = _stage(run, triggers(), queue)
-    postgres.execute(run.postgres, queries.load("postgres", "email_without_revivals"))
-    return _write(run, totals, plain_insert=False), totals
-
-
-def _stage(run: Run, triggers: Iterator[pl.DataFrame], queue: Spool) -> decisions.Totals:
-    """Decide; stage what is to change in the queue as it was read."""
-    totals = decisions.Totals()
-    unsubscribed = decisions.read_unsubscribed(run.postgres, run.folder / "unsubscribed").result()
-
-    def changes(decided: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-        with lists.writing(run.options.decisions) as write:
-            for rows in decided:
-                totals.add(rows)
-                write(rows)
-                yield decisions.to_stage(rows)
-
-    with decisions.decide(
-        warehouse.to_batches(triggers), queue, unsubscribed, run.as_of, run.settings.email_holdout
-    ) as decided:
-        run.copy("decisions", warehouse.to_batches(changes(decided)))
-    return totals
-
-
-def _write(run: Run, totals: decisions.Totals, *, plain_insert: bool) -> dict[str, int]:
-    names = ("due", "is_candidate", "is_suppressed", "is_without_episode")
-    return run.merge(_MERGE, *run.job.shard, *(totals.sums[name] for name in names), plain_insert)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ def init_db() -> list[str]:
             to complete is locked, or what is there has an untrusted owner; nothing was made.
     """
     settings = Settings.from_environment()
-    with postgres.session(settings, "etl.init_db") as connection:
-        trust.check(connection, settings)
+    with postgres.trusted_session(settings, "etl.init_db") as connection:
         missing = due_statements(connection)
         if missing:
             missing = _in_short_tries(connection, settings, partial(_make, connection, settings))

@@ -46,14 +46,12 @@ def prune(days: float, *, dry_run: bool = False) -> dict[str, int]:
 
     from etl import postgres
     from etl.mail.rules import limits
-    from etl.postgres import trust
 
     _check(days)
     settings = Settings.from_environment()
     rules = orjson.dumps(limits()).decode()
     hours = (settings.email_min_gap_hours, settings.guard_max_age_hours)
-    with postgres.session(settings, "etl.prune") as connection:
-        trust.check(connection, settings)
+    with postgres.trusted_session(settings, "etl.prune") as connection:
         dropped = {
             # First, because it looks at the ledger as it was.
             "crm.email_queue": _drop(connection, "crm.email_queue", "queue", days, rules, *hours),
@@ -89,7 +87,7 @@ def _run(flags: Flags) -> int:
 
     done = "would go" if flags.dry_run else "dropped"
     for table, rows in prune(flags.days or 0, dry_run=flags.dry_run).items():
-        report.write(f"{table:<18}{rows:>10,} rows {done}")
+        report.write(f"{table:<18}{rows:>10,} {'row' if rows == 1 else 'rows'} {done}")
     return 0
 
 

@@ -88,7 +88,7 @@ def load(run: Run) -> None:
     merged = _merge(run)
     run.count({**merged, "unchanged": segments.rows - merged["inserted"] - merged["updated"]})
     if target is None and merged["changed_segment"]:  # for the guard to compare it with
-        (after,) = postgres.query(run.postgres, "user_segments_count", *run.job.shard)
+        (after,) = postgres.query(run.session, "user_segments_count", *run.job.shard)
         run.count({"target_rows": after["rows"] - merged["inserted"]})
     if run.options.delete_missing:
         run.count(run.merge(_MIRROR))
@@ -120,7 +120,7 @@ def _merge(run: Run) -> dict[str, int]:
         for name, count in run.merge_new(_MERGE).items():
             merged[name] += count
     else:
-        postgres.refuse_altered(run.postgres, _MERGE)
+        postgres.refuse_altered(run.session, _MERGE)
     return merged
 
 

@@ -19,7 +19,6 @@ from etl import postgres
 from etl.options import Options
 from etl.result import count_names
 from etl.run import ledger
-from etl.run.context import Run
 from etl.run.job import Job
 from etl.settings import Settings
 
@@ -138,10 +137,6 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 def lock_held(sync: str, shard: tuple[int, int] | None = None) -> Iterator[None]:
     """The lock of a run that is under way."""
     settings = Settings.from_environment()
-    run = Run(Job(sync, settings, Options(shard=shard)))
-    run.connection = postgres.connect(settings, f"etl.{sync}")
-    ledger.lock(run)
-    try:
+    with postgres.session(settings, f"etl.{sync}") as session:
+        ledger.lock(session, Job(sync, settings, Options(shard=shard)))
         yield
-    finally:
-        run.connection.close()

@@ -114,6 +114,7 @@ def odd(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mart
     mart(MART)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_only_what_changed_is_written(mart: Mart, select: Select, shards: int) -> None:
     assert in_shards(sync, shards)["inserted"] == 30
@@ -127,6 +128,7 @@ def test_only_what_changed_is_written(mart: Mart, select: Select, shards: int) -
     assert select("SELECT max(big)::text AS big FROM crm.odd") == [{"big": str(2**64 - 1)}]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_who_left_is_deleted_and_who_was_rejected_is_not(
     mart: Mart, select: Select, shards: int

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 STATUS = "SELECT sync, status, error FROM etl.sync_runs ORDER BY started_at"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("module", "table"),
     [(user_segments, "crm.user_segments"), (email_triggers, "crm.email_queue")],

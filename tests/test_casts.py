@@ -57,7 +57,7 @@ def accept(tmp_path: Path) -> Accept:
     return run
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("column", "sql", "value"),
     [
@@ -99,6 +99,7 @@ def test_every_kind_of_column_arrives_exactly(
     assert accept(column, sql)[0] == [value]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("column", "sql", "shown"),
     [
@@ -149,6 +150,7 @@ def test_a_type_that_cannot_serve_is_told(
         accept(column, sql)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("column", "named"),
     [

@@ -60,7 +60,7 @@ def refused_by_postgres(one_user: None, environment: object) -> None:
     )
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", UNEXPECTED)
 def test_an_unexpected_error_is_told_by_type_and_place(
     kind: str, one_user: None, select: Select, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +148,7 @@ def test_what_a_setting_holds_is_told_in_one_safe_line(
     assert not _values(everything(raised.value))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_etl_debug_shows_frames_and_types_and_no_values(
     log_format: str, refused_by_postgres: None, select: Select

@@ -222,7 +222,7 @@ def test_what_holds_mails_back_is_a_warning(mart: Mart) -> None:
     found = [one.found for one in looked("mail queue", "warn")]
 
     assert found == [
-        "only 1 users are mailed: crm.email_allowlist is on",
+        "only 1 user is mailed: crm.email_allowlist is on",
         "paused templates: welcome",
     ]
 

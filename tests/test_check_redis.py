@@ -194,7 +194,7 @@ MEMORY = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("what", MEMORY)
 def test_memory_is_compared_with_what_the_keys_of_the_mart_need(
     what: str, environment: Path, others: Others

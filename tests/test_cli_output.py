@@ -158,6 +158,24 @@ def test_the_table_fits_80_columns(
     assert "Dry run: nothing was changed." in ended.stdout
 
 
+def test_the_users_of_an_outcome_stand_side_by_side_and_whole(
+    etl: Etl, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    long = [letter * 36 for letter in "vwxyz"]
+    users = [
+        *((f"user_{n}", "abandoned_search") for n in range(5)),
+        *((u, "at_risk") for u in long),
+    ]
+    mart(segments(", ".join(f"('{user}', '{segment}', 1, 0, 0)" for user, segment in users)))
+
+    lines = etl("--sync", "email_triggers", "--dry-run").stdout.splitlines()
+
+    assert "    user_0, user_1, user_2, user_3, user_4" in lines
+    named = [line for line in lines if line.startswith("    ") and long[0][0] <= line.strip()]
+    assert named == [f"    {v}, {w}," for v, w in (long[:2], long[2:4])] + [f"    {long[4]}"]
+
+
 @pytest.mark.every_sync
 def test_a_table_tells_what_each_sync_did(etl: Etl, marts: None) -> None:
     rows = [line.split() for line in etl().stdout.splitlines()]

@@ -45,6 +45,7 @@ def test_a_signal_rolls_back_and_is_recorded(
     assert touched() == (0, 0, 0, 1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("module", ["etl", "etl.user_segments"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_the_imports_is_one_line_too(

@@ -12,7 +12,7 @@ from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import Refused
-from etl.run import context, ledger
+from etl.run import job, ledger
 from etl.status import Flags, status
 
 RUNS = "SELECT status, started_at, finished_at, now() AS now FROM etl.sync_runs"
@@ -30,7 +30,7 @@ def test_when_a_run_was_is_told_by_the_servers_clock(
     clock = SimpleNamespace(datetime=Wrong, timedelta=dt.timedelta, UTC=dt.UTC)
     mart(segments("('a', 'regular', 1, 0, 0)"))
     with monkeypatch.context() as host:
-        host.setattr(context, "dt", clock)
+        host.setattr(job, "dt", clock)
         host.setattr(ledger, "dt", clock)
         user_segments.sync(force=True)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from conftest import command, results
+from examples import examples
 from fixture_types import Mart, Select
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -285,7 +286,7 @@ def test_a_destination_may_come_once_a_user() -> None:
     assert rejects.reasons == {"duplicate": 2, "destination:null": 2}
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abü"), st.sampled_from("xyz")), min_size=1))
 def test_exactly_the_keys_that_come_once_are_good(pairs: list[tuple[str, str]]) -> None:
     once = [pair for pair, times in Counter(pairs).items() if times == 1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 from conftest import process
+from examples import examples
 from fixture_types import Mart, Select
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,7 +107,7 @@ def test_money_rounds_as_duckdb_casts(mart: Mart, select: Select, value: str, ce
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(6, 15), deadline=None)
 @given(
     st.lists(st.floats(-1.0, 2e12) | st.floats(0, 1000) | st.floats(), min_size=1, max_size=40),
     st.sampled_from(["DOUBLE", "FLOAT"]),
@@ -118,7 +119,7 @@ def test_any_float_rounds_as_duckdb_casts(values: list[float], width: str) -> No
     assert rejected == len(values) - len(due)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(6, 15), deadline=None)
 @given(
     st.lists(
         st.decimals(-1, 2 * 10**12, places=4) | st.decimals(0, 1000, places=6),

@@ -147,6 +147,7 @@ def test_every_sync_and_the_status_run_as_the_login_of_the_stack(stack: Stack) -
         assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "forbidden",
     [

@@ -187,6 +187,7 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("status", "word"),
     [("pending", "waiting"), ("processing", "being sent"), ("sent", "sent"), ("failed", "failed")],

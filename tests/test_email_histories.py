@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 from destinations import in_shards
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=HISTORIES or 8,
+    max_examples=HISTORIES or examples(4, 8),
     derandomize=not HISTORIES,
     database=None,
     deadline=None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from destinations import execute
+from examples import examples
 from fixture_types import Mart, Select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ STEP = 0.5  # hours between two looks of a worker
 
 @pytest.mark.slow
 @settings(
-    max_examples=6,
+    max_examples=examples(3, 6),
     derandomize=True,
     database=None,
     deadline=None,
@@ -178,7 +179,7 @@ def meddle(patched: pytest.MonkeyPatch, at: int, deed: Callable[[], object]) -> 
 
     def load(run: Any) -> None:
         nonlocal mine
-        mine = run.postgres
+        mine = run.session
         connect(run)
 
     patched.setattr(postgres.Connection, "submit", submitted)

@@ -56,6 +56,7 @@ def test_a_payload_holds_what_the_mail_needs_and_no_more(rule: Rule) -> None:
     assert json.loads(payload) == {**PAYLOADS[rule.template], "segment": rule.segment}
 
 
+@pytest.mark.few(2)
 @EACH_RULE
 def test_a_payload_survives_the_way_into_the_queue(rule: Rule, mart: Mart, select: Select) -> None:
     mart(audience(user("ann", rule.segment, platform='Tür 🧳 \\ "')))

@@ -298,6 +298,7 @@ def test_a_suppression_may_be_of_one_template(mart: Mart, ask: Ask, select: Sele
 # What a claim costs
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("state", ["paused", "not due", "capped"])
 def test_a_claim_costs_the_same_however_many_mails_may_not_go(
     state: str, select: Select, database: Connection

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pytest
 from destinations import execute, in_shards
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mails import NOW, audience, user
@@ -28,7 +29,7 @@ COUNTS = ("extracted", "rejected", "inserted", "updated", "unchanged", "cancelle
 
 @pytest.mark.slow
 @settings(
-    max_examples=8,
+    max_examples=examples(3, 8),
     derandomize=True,
     database=None,
     deadline=None,

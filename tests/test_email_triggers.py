@@ -47,6 +47,7 @@ def test_each_segment_is_mailed_its_template(mart: Mart, select: Select) -> None
     ]
 
 
+@pytest.mark.few(2)
 @EACH_RULE
 def test_an_episode_is_the_visit_that_opened_the_occasion(
     rule: Rule, mart: Mart, select: Select
@@ -71,6 +72,7 @@ def test_a_rebuilt_mart_queues_nothing_again(mart: Mart, select: Select) -> None
     assert select("SELECT ctid::text, * FROM crm.email_queue ORDER BY id") == before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("status", ["processing", "sent", "failed"])
 def test_an_episode_is_queued_once_whatever_became_of_it(
     status: str, mart: Mart, database: Connection, select: Select
@@ -140,6 +142,7 @@ def test_a_mart_read_in_batches_queues_the_same(
 # Rule 2: old news
 
 
+@pytest.mark.few(2)
 @EACH_RULE
 def test_old_news_is_not_mailed(rule: Rule, mart: Mart, select: Select) -> None:
     mart(
@@ -209,6 +212,7 @@ def test_a_waiting_mail_takes_over_a_new_priority(
     assert select("SELECT priority FROM crm.email_queue") == [{"priority": 7}]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("status", ["processing", "sent", "failed"])
 def test_a_mail_that_does_not_wait_is_never_touched(
     status: str, mart: Mart, database: Connection, select: Select
@@ -229,7 +233,7 @@ def test_a_mail_that_does_not_wait_is_never_touched(
 # Rule 4: cooldown, gap, one open mail
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @EACH_RULE
 @pytest.mark.parametrize("over", [False, True], ids=["within", "after"])
 def test_a_template_rests_for_its_cooldown(
@@ -316,6 +320,7 @@ def test_a_visit_that_is_taken_back_replaces_nothing(mart: Mart, select: Select)
     assert queue(select) == ["ann win_back pending"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "last", [NOW - 9 * DAY, NOW - 400 * DAY, None], ids=["earlier", "old news", "unknown"]
 )

@@ -137,6 +137,7 @@ def test_an_unsubscribe_works_at_the_next_claim(database: Connection, worker: Hi
     assert [mail["user_id"] for mail in claimed] == ["bob"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("analyzed", [True, False], ids=["analyzed", "not analyzed"])
 def test_claiming_costs_the_same_however_many_mails_are_finished(
     analyzed: bool, database: Connection, select: Select

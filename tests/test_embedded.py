@@ -109,6 +109,7 @@ def test_a_second_run_in_the_folder_is_refused_in_one_line(folder: Path) -> None
         execute(servers, "SELECT 1")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "content",
     [str(os.getpid()), "", "rubbish", "999999999"],

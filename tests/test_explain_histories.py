@@ -30,7 +30,7 @@ ALIKE: Any = {
 }
 
 
-@settings(max_examples=2, **ALIKE)
+@settings(max_examples=1, **ALIKE)
 @given(**HISTORY)
 def test_explain_says_of_every_user_what_a_dry_run_says(
     environment: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]

@@ -19,7 +19,7 @@ from fixture_types import Mart, Select
 
 from etl import user_segments
 from etl.errors import SyncError
-from etl.run.context import Run
+from etl.run import Run
 from etl.warehouse import errors
 
 

@@ -34,7 +34,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch, environment: object) -> None:
     monkeypatch.setenv("GUARD_MAX_REJECTED", "0.2")
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("sync", [user_segments.sync, email_triggers.sync])

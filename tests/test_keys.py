@@ -10,6 +10,7 @@ import dataframely as dy
 import duckdb
 import polars as pl
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +49,7 @@ KINDS: dict[str, tuple[dy.Column, st.SearchStrategy[Any]]] = {
 }
 ROWS = st.lists(st.tuples(*(values for _, values in KINDS.values())), min_size=1, max_size=20)
 FEW = settings(
-    max_examples=15,
+    max_examples=examples(5, 15),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -24,9 +24,9 @@ from etl import (
 )
 from etl.errors import AlreadyRunning, Refused, SyncError
 from etl.options import Options
-from etl.run import ledger
-from etl.run.context import Run
+from etl.run import Run, ledger
 from etl.run.job import Job
+from etl.run.tally import Tally
 from etl.settings import Settings
 from etl.warehouse import stream
 
@@ -172,6 +172,7 @@ def test_a_key_that_postgres_cannot_hold_is_kept_escaped(mart: Mart, select: Sel
     assert (row["key"], row["reasons"]) == ("a\\u0000b", "{user_id:nul}")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_middle_of_a_merge_cancels_it_at_once(
     mart: Mart, select: Select, number: signal.Signals
@@ -214,7 +215,7 @@ def test_a_stop_right_after_the_commit_does_not_unsay_it(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "log_warnings", stop)
+    monkeypatch.setattr(Tally, "log_warnings", stop)
     with pytest.raises(KeyboardInterrupt):
         user_segments.sync()
 
@@ -266,13 +267,13 @@ def test_the_lock_is_held_until_the_failure_is_recorded(
     record = ledger.record
 
     def record_and_look(
-        connection: postgres.Connection, run: Run, status: str, *error: str
+        connection: postgres.Connection, tally: Tally, status: str, *error: str
     ) -> bool:
         if status == "refused":
             with pytest.raises(AlreadyRunning), lock_held("user_segments"):
                 pass
             busy.append(status)
-        return record(connection, run, status, *error)
+        return record(connection, tally, status, *error)
 
     monkeypatch.setattr(ledger, "record", record_and_look)
     with pytest.raises(Refused):
@@ -380,7 +381,7 @@ def left_running(*runs: tuple[str, int, int]) -> None:
         for run_id, *shard in runs:
             options = Options(shard=(shard[0], shard[1]) if shard[1] > 1 else None)
             job = Job("user_segments", settings, options, run_id=run_id)
-            ledger.record(connection, Run(job), "running")
+            ledger.record(connection, Tally(job), "running")
         connection.commit()
 
 

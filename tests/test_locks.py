@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import ROOT, command, results, segments
 from destinations import execute, last_run, lock_held, stuck
+from examples import examples
 from fixture_types import Mart, Select
 from pace import HANG, soon
 
@@ -20,7 +21,7 @@ from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import AlreadyRunning, SyncError, UsageError
 from etl.options import Options
 from etl.postgres import in_thread, sessions
-from etl.run import Run, ledger
+from etl.run import Attempt, ledger
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from demo.embedded import Servers
     from etl.postgres import Connection
+    from etl.run import Job
 
 HOLDER = (
     r"its lock is held by pid \d+, role airflow, [a-z ]+,"
@@ -57,7 +59,7 @@ def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None
 
     held = []
     with postgres.session(settings, "tests") as next_run:
-        for _ in range(100):
+        for _ in range(examples(25, 100)):
             with postgres.session(settings, "tests") as run:
                 assert _locked(run)
             held.append(_locked(next_run))
@@ -68,21 +70,21 @@ def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The runs of this process that asked for their lock, each as often as it did."""
-    runs: list[Run] = []
+    jobs: list[Job] = []
     ask = ledger._try_lock
 
-    def watched(run: Run) -> str | None:
-        runs.append(run)
-        return ask(run)
+    def watched(session: Connection, job: Job) -> str | None:
+        jobs.append(job)
+        return ask(session, job)
 
     monkeypatch.setattr(ledger, "_try_lock", watched)
-    return runs
+    return jobs
 
 
 def test_a_run_that_may_wait_runs_when_the_other_is_through(
-    mart: Mart, select: Select, asked: list[Run]
+    mart: Mart, select: Select, asked: list[Job]
 ) -> None:
     ready_to_merge(mart)
     asked.clear()
@@ -100,9 +102,9 @@ def test_a_run_that_is_through_lets_the_next_in_while_its_session_winds_up(
 ) -> None:
     """The server drops big staging tables before it ends a session, locks and all."""
     mart(segments("('u0', 'regular', 1, 0, 0)"))
-    lingering: list[Run] = []
+    lingering: list[Attempt] = []
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "close", lambda run: lingering.append(run))  # noqa: PLW0108  (a method)
+        patched.setattr(Attempt, "close", lambda one: lingering.append(one))  # noqa: PLW0108  (a method)
         user_segments.sync()
 
     try:
@@ -161,6 +163,7 @@ def test_other_syncs_and_readers_do_not_wait_for_a_merge(mart: Mart, select: Sel
     assert row == {"segment": "regular"}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("held", "wanted"),
     [
@@ -188,7 +191,7 @@ def test_different_shards_run_side_by_side(mart: Mart) -> None:
         assert user_segments.sync(shard=(1, 3))["status"] == "ok"
 
 
-def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, asked: list[Run]) -> None:
+def test_a_shard_that_waits_does_not_stand_in_the_way(mart: Mart, asked: list[Job]) -> None:
     mart(segments("('u0', 'regular', 1, 0, 0)"))
     with lock_held("user_segments", (1, 3)):
         waiting = in_thread(lambda: user_segments.sync(shard=(0, 2), wait=HANG))

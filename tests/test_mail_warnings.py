@@ -57,7 +57,7 @@ def test_a_mart_whose_segments_are_all_different_names_twenty_of_them(mart: Mart
     assert len(result["unmapped_segments"]) == 20
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @DRY_AND_WET
 def test_a_renamed_segment_whose_mails_wait_is_warned_of(
     dry_run: bool, mart: Mart, select: Select
@@ -69,8 +69,11 @@ def test_a_renamed_segment_whose_mails_wait_is_warned_of(
     result = email_triggers.sync(dry_run=dry_run)
 
     (warning,) = result["warnings"]
-    assert "segment new_user has no user in the mart, and the 49 waiting mails" in warning
-    assert "its template welcome are to be cancelled; was it renamed?" in warning
+    assert (
+        "segment new_user has no user in the mart, and of its template welcome 49 waiting mails are"
+        in warning
+    )
+    assert "mails are to be cancelled; was it renamed?" in warning
     assert "fresh_user 49" in warning
     assert result["cancelled"] == 49
     if not dry_run:
@@ -150,6 +153,7 @@ def test_the_warning_stands_on_stderr_in_the_json_and_in_the_status(mart: Mart) 
     assert "warning: mails for 50 of 100 users" in status
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("mailed", "queued_before", "warned"), [(25, 0, False), (26, 0, True), (26, 1_000, True)]
 )
@@ -234,7 +238,8 @@ def test_a_mart_that_lost_its_visits_mails_nobody(
             in_shards(email_triggers.sync, shards, dry_run=dry_run)
         assert f"no {' and no '.join(lost)}, but" in str(refusal.value)
         queued = {("last_seen_at",): 2, ("first_seen_at",): 1, VISITS: 3}[lost]
-        assert f"{queued} mails of the queue have a visit" in str(refusal.value)
+        mails = "1 mail of the queue has" if queued == 1 else f"{queued} mails of the queue have"
+        assert f"{mails} a visit" in str(refusal.value)
 
     assert queue(select) == before
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import command, results, segments
-from destinations import last_run
+from destinations import execute, last_run
 from fixture_types import Mart, Select
 
 from etl.errors import Refused
@@ -45,8 +46,8 @@ def test_a_guard_says_its_own_next_step_before_force(figures: Metrics, step: str
 
 
 def test_what_two_guards_advise_is_said_once() -> None:
-    figures = Metrics(mart_rows=9, pending=101, cancelled_by_mart=101)
-    figures.queue_rows, figures.extracted, figures.queued = 1_001, 9, 9
+    cancelled = Metrics(mart_rows=9, pending=101, cancelled_by_mart=101)
+    figures = replace(cancelled, queue_rows=1_001, extracted=9, queued=9)
 
     with pytest.raises(Refused, match=r"^flood: .*; wipe: ") as refusal:
         guards.check(figures, Settings())
@@ -146,3 +147,26 @@ def test_a_refused_dry_run_was_done_to_its_end(mart: Mart) -> None:
     said = " ".join(command("etl.user_segments", "--dry-run").stdout.split())
 
     assert "user_segments: all was done in Postgres and rolled back" in said
+
+
+def test_one_of_a_thing_is_told_in_the_singular(mart: Mart) -> None:
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    command("etl", "--sync", "user_segments")
+    execute("INSERT INTO crm.email_allowlist (user_id) VALUES ('tester')")
+    mart(segments("('b', 'at_risk', -1, 0, 0)"))
+
+    told = "".join(
+        command(*words).stdout.replace("\n", " ")
+        for words in (
+            ("etl.check",),
+            ("etl.status", "--max-age", "1"),
+            ("etl.prune", "--days", "0", "--dry-run"),
+            ("etl", "--dry-run"),
+        )
+    )
+
+    assert "only 1 user is mailed" in re.sub(" +", " ", told)
+    assert re.search(r"\b1 row\b", told)
+    assert not re.findall(
+        r"(?<![\d.,])(?<!of )1 (?:rows|users|mails|keys|tables|hours|warnings)\b", told
+    )

@@ -144,7 +144,7 @@ def test_a_key_that_is_gone_fails_the_run(
 
     monkeypatch.setattr(cache, "read_back", after_a_loss)
 
-    with pytest.raises(SyncError, match="1 of a sample of 10 written keys are gone"):
+    with pytest.raises(SyncError, match="gone are 1 of a sample of 10 written keys"):
         recommendations.sync()
 
 
@@ -168,6 +168,7 @@ def test_a_key_that_one_node_refuses_ends_in_an_exact_count(
 # Slots that move
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ends", [False, True], ids=["is moving", "has moved"])
 def test_keys_of_a_slot_that_moves_meanwhile_follow_it(
     ends: bool, mart: Mart, cluster: LiveCluster, moved: Moved
@@ -314,7 +315,7 @@ def test_the_rights_of_the_manual_for_a_cluster_are_enough(
     assert refused == []
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("right", "said"),
     [

@@ -23,7 +23,7 @@ UNKNOWN = ("HELLO", "MSETEX", "COMMAND", "CLUSTER", "INFO")
 # What does not say
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "answer",
     [
@@ -108,6 +108,7 @@ def test_a_replica_is_refused_also_where_it_takes_keys(
     assert said.endswith("this is a replica; set REDIS_HOST to the primary")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("program", ["valkey", "redis-server"])
 def test_a_cluster_without_replicas_gets_each_key_on_its_node(
     program: str, mart: Mart, others: Others, caplog: pytest.LogCaptureFixture
@@ -124,6 +125,7 @@ def test_a_cluster_without_replicas_gets_each_key_on_its_node(
     assert "keys=1500 by=SET" in caplog.text
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("slots", [0, 5_000])
 def test_a_cluster_without_all_slots_is_refused(
     slots: int, mart: Mart, others: Others, select: Select

@@ -45,7 +45,7 @@ ECHOES = [
 ]
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("command", ["SET", "PING", "AUTH", "SELECT", "MGET"])
 def test_nothing_that_a_server_repeats_is_told(
@@ -129,6 +129,7 @@ def test_what_a_server_refuses_is_told_with_the_next_step(
     assert said in str(raised.value)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("ask", [b"user_0 :1", b"1 user_0\x1b[31m:7001", b"1 10.1.2.3:0", b"1 x:y"])
 def test_a_redirection_to_what_is_no_address_is_one_line(
     ask: bytes, recommended: Select, others: Others
@@ -158,6 +159,7 @@ def _slots(*parts: bytes, host: bytes = b"10.1.2.3", port: int = 7001) -> bytes:
     return b"*1\r\n*3\r\n" + b"".join(b":%b\r\n" % part for part in parts) + node
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     "slots",
     [

@@ -115,6 +115,7 @@ def test_a_master_without_a_successor_ends_the_run_in_one_line(
     assert "look at SENTINEL MASTERS" in said or f":{master.port}. Connection refused" in said
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lacks", ["", "+wait"])
 def test_behind_sentinels_a_user_needs_to_wait_for_replicas(
     lacks: str, mart: Mart, group: Watched, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
@@ -154,7 +155,7 @@ def test_of_sentinels_two_commands_are_needed_and_no_more(
             recommendations.sync()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -105,7 +105,7 @@ GERMAN: list[tuple[dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("given", "said"), GERMAN, ids=lambda value: "".join(value)[:20])
 @pytest.mark.usefixtures("environment")
 def test_a_refusal_in_german_is_final_and_says_what_to_do(

@@ -109,6 +109,7 @@ def test_what_somebody_has_to_correct_is_not_retryable(
         assert not failure(user_segments.sync).retryable
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "sql",
     [

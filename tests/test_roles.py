@@ -313,6 +313,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_may_do_nothing_else(role: str, become: Become) -> None:
     execute("CREATE TABLE crm.others (id int)")

@@ -16,6 +16,7 @@ import pytest
 import redis
 from conftest import ROOT, segments
 from destinations import stuck
+from examples import examples
 from fixture_types import Mart, Select
 
 from etl import postgres, user_segments
@@ -121,9 +122,10 @@ def planted(
 def test_no_run_however_it_ends_tells_a_secret(
     planted: Given, tmp_path: Path, select: Select
 ) -> None:
-    codes, told = _run(RUNS, planted, tmp_path)
+    runs = dict(list(RUNS.items())[:: examples(2, 1)])
+    codes, told = _run(runs, planted, tmp_path)
 
-    assert codes == {name: code for name, (*_, code) in RUNS.items()}
+    assert codes == {name: code for name, (*_, code) in runs.items()}
     assert [line for line in told if _shows(line)] == []
     assert "Traceback (most recent call last):" in told
     assert not _shows(str(select(RECORDED)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import command, segments
 from destinations import as_superuser, execute
+from examples import examples
 from fixture_types import Mart, Select
 from needs import needs
 
@@ -79,7 +80,7 @@ def test_no_setting_of_the_role_bends_a_result(
     assert len(worst) > 200
 
     wrong = {}
-    for start in range(GROUPS):
+    for start in range(examples(4, GROUPS)):
         group = dict(worst[start::GROUPS])
         with _set_for(servers, "ROLE airflow", group):
             try:
@@ -125,7 +126,7 @@ def test_an_encoding_that_was_set_makes_no_other_names(
             assert _day(select) == right
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "LATIN9", "SQL_ASCII"])
 def test_a_database_of_another_encoding_gets_ids_as_they_are_or_none(
     encoding: str, servers: Servers, mart: Mart, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +169,7 @@ def test_no_variable_of_the_environment_bends_a_result(
     assert _day(select) == right
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("setting", TIMEOUTS)
 def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart: Mart) -> None:
     """With all that a version has: transaction_timeout came with Postgres 17."""
@@ -180,6 +181,7 @@ def test_no_timeout_but_ours_cuts_a_session(setting: str, servers: Servers, mart
         assert user_segments.sync()["inserted"] == 5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("setting", ["statement_timeout", "idle_in_transaction_session_timeout"])
 def test_no_timeout_cuts_a_login(setting: str, servers: Servers, environment: Path) -> None:
     """Nor in the moment before session.sql lifts it."""
@@ -246,7 +248,7 @@ def test_triggers_that_an_admin_switched_off_are_not_passed_over(
     assert row == {"is": "origin"}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "table", ["crm.user_segments", "crm.email_queue", "crm.email_suppressions", "etl.sync_runs"]
 )

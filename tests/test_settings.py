@@ -244,6 +244,7 @@ def test_secrets_that_cannot_be_read_are_named_with_the_other_problems(secrets: 
 # Settings that are handed over
 
 
+@pytest.mark.few(1)
 @pytest.mark.every_sync
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_sync_takes_settings_that_are_not_in_the_environment(
@@ -443,6 +444,7 @@ def test_postgres_out_of_reach_is_one_line(
     _is_one_line(raised.value, "Postgres (", shown, said)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -6,6 +6,7 @@ from typing import Any
 
 from conftest import segments
 from destinations import execute, in_shards
+from examples import examples
 from fixture_types import Mart, Select
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ MARTS = st.lists(st.tuples(IDS, SEGMENTS, st.integers(-1, 2)), min_size=1, max_s
 
 
 @settings(
-    max_examples=8,
+    max_examples=examples(2, 8),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

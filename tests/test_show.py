@@ -65,6 +65,7 @@ def marts(mart: Mart) -> None:
     mart(AFTER)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [{}, {"delete_missing": True}, {"shard": (0, 1)}], ids=str)
 def test_each_changed_column_is_shown_with_its_old_and_new_value(
     options: dict[str, Any], marts: None, select: Select

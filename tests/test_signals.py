@@ -35,6 +35,7 @@ cli.main("user_segments")
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_while_polars_waits_for_python_makes_it_no_panic(
     name: str, code: int, mart: Mart, select: Select

@@ -98,6 +98,7 @@ def test_a_schema_that_somebody_else_makes_just_before_us_is_not_used(
     assert select("SELECT FROM pg_tables WHERE schemaname = 'crm'") == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_of_an_untrusted_owner_is_not_touched(
     table: str, servers: Servers, mallory: None
@@ -224,7 +225,7 @@ def test_an_owner_who_is_trusted_may_be_anybody(
         )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_that_inherits_from_one_of_ours_is_refused(
     table: str, mart: Mart, select: Select

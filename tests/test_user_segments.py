@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from conftest import segments
 from destinations import execute
+from examples import examples
 from fixture_types import Mart, Select
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -222,7 +223,7 @@ ROW = st.tuples(
 ROWS = st.lists(ROW, max_size=5, unique_by=lambda row: row[0])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(10, 30))
 @given(ROWS, ROWS)
 def test_only_what_the_target_does_not_hold_just_so_differs(
     wanted: list[Any], held: list[Any]

@@ -52,6 +52,7 @@ def test_a_rejected_row_is_not_below_the_threshold(mart: Mart) -> None:
     assert (result["rejected"], result["below_threshold"]) == (2, 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("score", "kept"), [("0", 4), ("0.5", 3), ("0.7", 2), ("0.95", 0)])
 def test_the_threshold_is_a_setting(
     score: str, kept: int, mart: Mart, keys: redis.Redis, monkeypatch: Patch
@@ -87,7 +88,7 @@ def test_an_older_ledger_gets_the_column(select: Select) -> None:
 # The guard
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("before", "after"), [(1, 1), (4, 4), (1, 4), (4, 1), (3, 5)], ids=lambda n: f"{n} shards"
 )
@@ -114,7 +115,7 @@ def test_far_fewer_keys_than_at_the_last_ok_run_are_refused(
     assert in_shards(recommendations.sync, after, force=True)["status"] == "ok"
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("before", "after"), [(1, 1), (4, 4), (1, 4), (4, 1), (3, 5)], ids=lambda n: f"{n} shards"
 )
@@ -136,7 +137,7 @@ def test_each_shard_of_a_scheduler_is_compared_with_itself(mart: Mart, select: S
             recommendations.sync(shard=(index, 4))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("first", [True, False])
 def test_no_key_from_a_mart_with_rows_is_refused(
     first: bool, mart: Mart, keys: redis.Redis

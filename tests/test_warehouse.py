@@ -75,6 +75,7 @@ def test_a_pipe_is_not_waited_for(failing: Failing, environment: Path) -> None:
     assert str(error).startswith(f"warehouse {environment}: not a DuckDB file;")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -246,7 +247,7 @@ def test_a_schema_without_the_mart_is_named_with_those_that_have_it(
     )
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("schema", ['a.b"c', "main_marketing", "two words, a comma", "Ünïcode'"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_schema_may_have_any_name(

@@ -40,7 +40,7 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_an_error_tells_no_value_of_a_row(
     mart: Mart, environment: Path, select: Select, expression: str

@@ -51,7 +51,7 @@ def beside(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return make
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "view",
     [
@@ -73,6 +73,7 @@ def test_a_view_reads_files_relative_to_the_warehouse(beside: Beside, view: str)
     assert user_segments.sync()["inserted"] == 1
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("folder", ["a, b", "it's", 'two "words"', "ünï"])
 def test_the_folder_of_the_warehouse_may_have_any_name(beside: Beside, folder: str) -> None:
     beside("FROM 'data/seg.parquet'", folder)
@@ -219,6 +220,7 @@ def test_a_link_to_what_is_no_file_is_told_at_once(
     assert str(error).startswith(f"warehouse {environment}: no")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "view",
     [

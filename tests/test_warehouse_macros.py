@@ -78,7 +78,7 @@ def test_the_functions_are_found(name: str) -> None:
     assert name in functions()
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
 @pytest.mark.parametrize("schema", ["main", "marketing"])
@@ -98,6 +98,7 @@ def test_macros_of_the_file_change_nothing(
     assert read(sync, shard) == before
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_run_over_a_file_full_of_macros_is_the_run_without(
     mart: Mart, environment: Path, select: Select, monkeypatch: pytest.MonkeyPatch, sync: str
@@ -116,6 +117,7 @@ def test_a_run_over_a_file_full_of_macros_is_the_run_without(
     assert again.get("cancelled") in (0, None)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("schema", ["main", "marketing"])
 def test_types_tables_and_schemas_named_like_duckdbs_change_nothing(
     mart: Mart, environment: Path, schema: str

@@ -43,7 +43,7 @@ def renamed(mart: Mart, environment: Path, monkeypatch: pytest.MonkeyPatch) -> R
     return make
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
     "name", ["marts", "MARTS", "temp", "system", "memory", "a.b", "two words", "a,b", "q'uo\"te"]
@@ -66,7 +66,7 @@ def test_a_file_may_be_named_like_its_schema(
     assert [result["extracted"] for result in results] == [1, 1, 1]
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(
     "stem",
@@ -116,6 +116,7 @@ def test_views_over_views_of_several_schemas_are_read(renamed: Renamed, stem: st
 # Columns in any case
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("change", [str.upper, str.title, str.swapcase])
 def test_columns_may_be_written_in_any_case(
     mart: Mart, select: Select, change: Callable[[str], str]

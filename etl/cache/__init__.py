@@ -17,6 +17,7 @@ from etl.cache.survey import POLICY, Memory, kind, memory, write_error
 from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter
 from etl.plumbing import cancellation, log
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -134,7 +135,7 @@ def read_back(client: Client, keys: list[str], settings: Settings) -> None:
             missing = [key for key, value in zip(missing, found, strict=True) if value in (None, 0)]
             if not missing:
                 return
-        gone = f"{len(missing):,} of a sample of {len(keys):,} written keys are gone"
+        gone = f"gone are {len(missing):,} of a sample of {counted(len(keys), 'written key')}"
         fate = _fate(lookup.connection_for(missing[0]))
         raise problem(settings, f"{gone}: {fate}; raise maxmemory, or see who deletes them")
 

@@ -56,15 +56,7 @@ def write_error(client: Client, settings: Settings) -> SyncError | None:
     Each primary is asked to set a key that nobody has, and only if it is there, with a time to live
     that is none: it looks at rights, memory, disk and replicas first, then declines.
     """
-    refusals: list[Any] = []
-    with explained(settings):
-        for node in client.topology.nodes:
-            connection = client.topology.connection(node)
-            try:
-                refusals += ask(connection, ("SET", NOBODY, "", "XX", "EX", "0"))
-            finally:
-                connection.disconnect()
-    for refusal in refusals:
+    for refusal in _ask_all(client, settings, "SET", NOBODY, "", "XX", "EX", "0"):
         # Of a cluster's nodes all but one have not the slot of the key, which they say last.
         elsewhere = client.topology.is_cluster and isinstance(refusal, redis.exceptions.AskError)
         if isinstance(refusal, redis.RedisError) and str(refusal) != UNKNOWN and not elsewhere:
@@ -80,18 +72,25 @@ def memory(client: Client, settings: Settings) -> Memory:
     """
     used, policy = 0, ""
     most: list[int] = []
+    for info in _ask_all(client, settings, "INFO", "memory"):
+        if not isinstance(info, bytes):
+            raise problem(settings, "INFO is refused, so that its memory is not known")
+        told = {name: int(value) for name, value in _MEMORY.findall(info)}
+        used += told.get(b"used_memory", 0)
+        most.append(told.get(b"maxmemory", 0))
+        found = POLICY.search(info)
+        policy = policy or (found[1].decode() if found else "")
+    return Memory(used, sum(most) if all(most) else None, policy)
+
+
+def _ask_all(client: Client, settings: Settings, *command: str) -> list[Any]:
+    """Return the reply of each primary, errors among them."""
+    answers = []
     with explained(settings):
         for node in client.topology.nodes:
             connection = client.topology.connection(node)
             try:
-                (info,) = ask(connection, ("INFO", "memory"))
+                answers += ask(connection, command)
             finally:
                 connection.disconnect()
-            if not isinstance(info, bytes):
-                raise problem(settings, "INFO is refused, so that its memory is not known")
-            told = {name: int(value) for name, value in _MEMORY.findall(info)}
-            used += told.get(b"used_memory", 0)
-            most.append(told.get(b"maxmemory", 0))
-            found = POLICY.search(info)
-            policy = policy or (found[1].decode() if found else "")
-    return Memory(used, sum(most) if all(most) else None, policy)
+    return answers

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import importlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,11 +20,11 @@ from etl.check.findings import FAIL, OK, WARN, Finding, failed
 from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
-from etl.run import ledger
-from etl.run.context import Run
+from etl.plumbing.counted import counted
+from etl.run import Attempt, Job, Run, ledger
 from etl.run.contract import Validator
 from etl.run.guards import fired
-from etl.run.job import Job
+from etl.run.reading import MartReading
 from etl.status.problems import ago
 from etl.warehouse import Spool
 
@@ -60,17 +60,15 @@ class Look(Run):
 
     cache_answers: bool = False
     ordered: bool | None = None  # see `warehouse.open_mart`
-    tables: list[str] = field(default_factory=list)
-    mapped: dict[str, str] = field(default_factory=dict)
     contract: tuple[str, ...] = ()  # its columns
     sample: pl.DataFrame | None = None  # of what would be loaded
 
     @property
-    def postgres(self) -> Connection:
-        """The connection, if there is one."""
-        if self.connection is None:
+    def session(self) -> Connection:
+        """The session, if there is one."""
+        if self.attempt.session is None:
             raise Enough
-        return self.connection
+        return self.attempt.session
 
     def read(
         self,
@@ -95,7 +93,6 @@ class Look(Run):
             begin(spill=self.folder, key=key, ordered=self.ordered) as mart,
             contextlib.closing(mart.frames()) as frames,
         ):
-            self.tables, self.mapped = mart.source.tables, mart.source.mapped
             self.contract = (*schema.columns(),)
             if not mart.ordered and (mart.source.stored or 0) > _MOST_HASHES:
                 raise Unsure
@@ -109,18 +106,20 @@ class Look(Run):
                     sample = rows.head(SAMPLE)
         if not mart.ordered and pl.concat(read).n_unique() < validator.rows:
             raise Unsure
-        self.take_over(mart, validator)
         self.sample = sample
         spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
-        return replace(spool, rows=pl.concat(hashes).n_unique())
+        spool = replace(spool, rows=pl.concat(hashes).n_unique())
+        return self.take(MartReading.of(mart, validator, spool, self._nothing("rejected")))
 
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""
 
     def start_reading(self, _: object, name: str) -> Call[Spool]:
         """Read nothing, for the same reason."""
-        nothing = Spool(self.folder / name, pa.schema([]), [], 0)
-        return self.postgres.submit(lambda _: nothing)
+        return self.session.submit(lambda _: self._nothing(name))
+
+    def _nothing(self, name: str) -> Spool:
+        return Spool(self.folder / name, pa.schema([]), [], 0)
 
     def copy(self, *_: object) -> None:
         """Stage nothing."""
@@ -153,7 +152,9 @@ def file(settings: Settings, folder: Path) -> Finding:
     state = path.stat()
     age = ago(dt.timedelta(seconds=time.time() - state.st_mtime))
     size = f"{state.st_size / 1e6:,.1f} MB"
-    words = f"{path}: {size}, written {age}, DuckDB {found.storage}, {found.tables:,} tables"
+    words = (
+        f"{path}: {size}, written {age}, DuckDB {found.storage}, {counted(found.tables, 'table')}"
+    )
     if found.warning:
         advice = "let dbt finish, or remove one that is not its own"
         return Finding("warehouse", WARN, found.warning, advice)
@@ -173,13 +174,14 @@ def look(
         cache: whether Redis answers.
     """
     job = Job(sync, settings, Options(dry_run=True))
-    begin = partial(Look, job, folder=folder, connection=connection, cache_answers=cache)
+    job = Job(sync, settings, Options(dry_run=True))
+    begin = partial(Look, Attempt(job, session=connection), folder, cache_answers=cache)
     try:
         errors = _look(run := begin())
     except Unsure:
         errors = _look(run := begin(ordered=False))
     findings = [_failed(sync, error, settings, folder) for error in errors.values()]
-    if run.rejects is None:
+    if run.tally.rejects is None:
         return run, findings
     return run, [_mart(run), *findings, *_guards(run)]
 
@@ -187,7 +189,7 @@ def look(
 def _look(run: Look) -> dict[str, SyncError]:
     module = importlib.import_module(f"etl.{run.job.sync}")
     errors = _errors(partial(_load, run, module.load))
-    if run.rejects is None:  # Postgres was asked for something first
+    if run.tally.rejects is None:  # Postgres was asked for something first
         errors |= _errors(partial(_read_alone, run, vars(module)))
     return errors
 
@@ -203,10 +205,10 @@ def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
 
 
 def _load(run: Look, load: Callable[[Any], None]) -> None:
-    if run.connection is not None:
-        run.connection.try_rollback()
-        postgres.execute(run.connection, READ_ONLY)
-        run.previous = ledger.last_ok_run(run.connection, run.job.sync)
+    if (session := run.attempt.session) is not None:
+        session.try_rollback()
+        postgres.execute(session, READ_ONLY)
+        run.previous = ledger.last_ok_run(session, run.job.sync)
     load(run)
 
 
@@ -221,14 +223,20 @@ def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
     if isinstance(error, Refused):
         return _refused(sync, error)
-    if not isinstance(error, warehouse.NotFoundError) or not (error.tables or error.columns):
+    if not isinstance(error, warehouse.NotFoundError):
         return failed(sync, error)
-    with contextlib.suppress(SyncError):
-        alike, names = warehouse.lookalikes(settings, folder, error.tables, error.columns)
-        seen = "what looks like it" if alike else "nothing looks like it"
-        seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
-        return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
-    return failed(sync, error)
+    alike, names = bool(error.alike), error.alike
+    if error.tables or error.columns:
+        try:
+            found, more = warehouse.lookalikes(settings, folder, error.tables, error.columns)
+        except SyncError:
+            return failed(sync, error)
+        alike, names = found or alike, [*names, *(more if found or not alike else [])]
+    elif not names:
+        return failed(sync, error)
+    seen = "what looks like it" if alike else "nothing looks like it"
+    seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
+    return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
 
 
 def _where(sync: str, settings: Settings) -> str:
@@ -245,16 +253,18 @@ def _refused(sync: str, error: Refused) -> Finding:
 
 
 def _mart(run: Look) -> Finding:
-    rejects, metrics = run.rejects, run.metrics
+    rejects, metrics, source = run.mart.rejects, run.tally.metrics, run.mart.source
     built = "not said when built"
     if metrics.built_at:
         built = f"built {ago(metrics.now - metrics.built_at)}"
-    names = [f"{name} is {column}" for name, column in run.mapped.items() if name != column]
-    found = f"{' and '.join(_plain(run.tables))}: {metrics.mart_rows:,} rows, {built}"
+    names = [f"{name} is {column}" for name, column in source.mapped.items() if name != column]
+    found = (
+        f"{' and '.join(_plain(source.tables))}: {counted(metrics.mart_rows or 0, 'row')}, {built}"
+    )
     found += f"; {', '.join(names)}" if names else ""
-    if absent := sorted(set(run.contract) - run.columns):
+    if absent := sorted(set(run.contract) - source.columns):
         found += f"; no {', '.join(absent)}"
-    if rejects is None or not rejects.total:
+    if not rejects.total:
         return Finding(run.job.sync, OK, f"{found}; none to be rejected")
     reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in rejects.reasons.items())
     advice = "mend the mart's model; a run sets these rows aside (etl.rejected_rows)"
@@ -271,5 +281,5 @@ def _plain(names: list[str]) -> Iterator[str]:
 
 def _guards(run: Look) -> Iterator[Finding]:
     """The guards that the mart and the ledger are enough for."""
-    for message, step in fired(run.metrics, run.settings).items():
+    for message, step in fired(run.tally.metrics, run.settings).items():
         yield Finding(run.job.sync, FAIL, message, step)

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from etl.check.findings import FAIL, OK, SKIPPED, WARN
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +38,10 @@ def page(findings: Sequence[dict[str, str]]) -> str:
 
 def _summary(states: Sequence[str]) -> str:
     fails, warns = states.count(FAIL), states.count(WARN)
-    warned = f"{warns} {'warning' if warns == 1 else 'warnings'}"
+    warned = counted(warns, "warning")
     if fails:
-        things, them = ("thing stops", "it") if fails == 1 else ("things stop", "them from the top")
+        things = counted(fails, "thing stops", "things stop")
+        them = "it" if fails == 1 else "them from the top"
         also = f", and {warned}" if warns else ""
-        return f"{fails} {things} a run{also}. Mend {them}; then check again."
+        return f"{things} a run{also}. Mend {them}; then check again."
     return f"Nothing stops a run{f'; {warned}' if warns else ''}. Next: python -m etl --dry-run"

@@ -14,6 +14,7 @@ from etl.check import rights
 from etl.check.findings import FAIL, OK, WARN, Finding, failed, has_failed, skipped
 from etl.errors import SyncError
 from etl.mail import rules
+from etl.plumbing.counted import counted
 from etl.postgres import trust
 from etl.run import ledger
 from etl.syncs import SYNCS
@@ -208,6 +209,12 @@ _ODD = {
         "is",
         "compare the table with sql/postgres/schema.sql, and alter its column",
     ),
+    "collation": (
+        _TABLES,
+        WARN,
+        "takes different texts for the same by its collation",
+        'let it have that of sql/postgres/schema.sql, or COLLATE "C"',
+    ),
     "not null": (
         _TABLES,
         FAIL,
@@ -236,11 +243,12 @@ def _reins(connection: Connection, _: Settings) -> Iterable[Finding]:
     """What people set to hold mails back."""
     (reins,) = postgres.query(connection, "status_reins")
     if reins["allowlist"]:
-        found = f"only {reins['allowlist']:,} users are mailed: crm.email_allowlist is on"
+        users = counted(reins["allowlist"], "user is", "users are")
+        found = f"only {users} mailed: crm.email_allowlist is on"
         yield Finding(_MAILS, WARN, found, "right for a test; else DELETE FROM crm.email_allowlist")
     if reins["paused"]:
         advice = "their mails wait: UPDATE crm.email_templates SET paused = false when that is over"
         yield Finding(_MAILS, WARN, f"paused templates: {reins['paused']}", advice)
     if not (reins["allowlist"] or reins["paused"]):
         caps = f", daily caps: {reins['daily_caps']}" if reins["daily_caps"] else ""
-        yield Finding(_MAILS, OK, f"{len(rules.RULES)} templates, none paused{caps}")
+        yield Finding(_MAILS, OK, f"{counted(len(rules.RULES), 'template')}, none paused{caps}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from etl import cache
 from etl.check.findings import FAIL, OK, SKIPPED, WARN, Finding, failed, skipped
 from etl.errors import SyncError
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from etl.cache import Memory
@@ -58,16 +59,16 @@ def _rights(client: cache.Client, settings: Settings) -> Finding:
 
 def room(memory: Memory, run: Look) -> Finding | None:
     """Compare the room with what the keys of a mart need; None: the sync writes no keys."""
-    keys, sample = run.metrics.keys, run.sample
+    keys, sample = run.tally.metrics.keys, run.sample
     values = getattr(importlib.import_module(f"etl.{run.job.sync}"), "to_key_values", None)
     if keys is None or sample is None or values is None:
         return None
     pairs = [pair for batch in values(sample) for pair in batch]
     each = sum(len(key.encode()) + len(value) + _BYTES_BESIDE for key, value in pairs)
-    new = run.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
+    new = run.tally.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
     due = round(each / max(len(pairs), 1) * keys * new)
     policy = f", {memory.policy}" if memory.policy else ""
-    needs = f"{keys:,} keys, {due / 1e6:,.1f} MB of them new"
+    needs = f"{counted(keys, 'key')}, {due / 1e6:,.1f} MB of them new"
     if memory.most is None:
         used = f"{memory.used / 1e6:,.1f} MB in use, no maxmemory{policy}"
         return Finding(MEMORY, OK, f"{needs}; {used}")

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from apprise import Apprise
 
-    from etl.postgres import Connection
     from etl.result import SyncResult
 
 # All in all, and of it what asking the ledger and sending may take: Postgres may be what failed.
@@ -121,7 +120,10 @@ def _ask(results: list[SyncResult], due: dict[str, bool]) -> None:
     """Ask the ledger which of them to tell; the answers are in `due`, by run id."""
     from etl import postgres
 
-    with suppress(Exception), _ledger() as ledger:
+    with (
+        suppress(Exception),
+        postgres.trusted_session(Settings.from_environment(), "etl.alerts") as ledger,
+    ):
         for one in results:
             for row in postgres.query(ledger, "alert_due", one["sync"], one["run_id"]):
                 due[one["run_id"]] = row["due"]
@@ -134,21 +136,9 @@ def _remember(failed: list[SyncResult]) -> None:
     from etl import postgres
 
     ids = orjson.dumps([one["run_id"] for one in failed]).decode()
-    with _ledger() as ledger:
+    with postgres.trusted_session(Settings.from_environment(), "etl.alerts") as ledger:
         postgres.query(ledger, "alert_sent", ids)
         ledger.commit()
-
-
-@contextmanager
-def _ledger() -> Iterator[Connection]:
-    """Connect to a ledger whose owner may be trusted."""
-    from etl import postgres
-    from etl.postgres import trust
-
-    settings = Settings.from_environment()
-    with postgres.session(settings, "etl.alerts") as connection:
-        trust.check(connection, settings)
-        yield connection
 
 
 def _title(results: list[SyncResult]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
+    from rich.text import Text
 
     from etl.result import Change, Outcome, SyncResult
 
@@ -80,6 +81,11 @@ def outcome(result: SyncResult) -> str:
     return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "nothing"
 
 
+def outcome_or_error(run: Any) -> str:
+    """What a run of the ledger did, or why it did not."""
+    return run["error"] or outcome(run)
+
+
 def write(text: str) -> None:
     """Print on stdout; a reader who has gone (`| head`) does not stop the syncs.
 
@@ -121,7 +127,7 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
                 console.print(_unmapped(result["unmapped_segments"]))
             if "outcomes" in result:
                 console.print()
-                console.print(_outcomes(result["outcomes"]))
+                console.print(_outcomes(result["outcomes"], console.width))
                 console.print()
             if "changes" in result:
                 console.print()
@@ -156,18 +162,22 @@ def _table(results: Sequence[SyncResult]) -> Table:
     return table
 
 
-def _outcomes(outcomes: Sequence[Outcome]) -> Table:
-    from rich.table import Table
+def _outcomes(outcomes: Sequence[Outcome], width: int) -> Text:
+    """One row an outcome; below it the users that are named, who are too many for a column."""
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("template", no_wrap=True)
-    table.add_column("would be")
-    table.add_column("mails", justify="right", no_wrap=True)
-    table.add_column("of them")
-    for one in outcomes:
+    head = ("template", "would be", "mails")
+    rows = [head, *((one["template"], one["outcome"], f"{one['mails']:,}") for one in outcomes)]
+    first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{name:{first}}  {what:{second}}  {mails:>{third}}" for name, what, mails in rows]
+    page = Text(lines[0], "bold")
+    for line, one in zip(lines[1:], outcomes, strict=True):
         users = ", ".join(map(quote_value, one.get("users", [])))
-        table.add_row(one["template"], one["outcome"], f"{one['mails']:,}", users)
-    return table
+        told = textwrap.wrap(
+            users, width, initial_indent="    ", subsequent_indent="    ", **_NO_WORD_BREAK
+        )
+        page.append("\n".join(["", line, *told]), "not bold")
+    return page
 
 
 def _changes(changes: Sequence[Change]) -> Table | str:

@@ -12,10 +12,10 @@ import polars as pl
 
 from etl import cache, email_triggers, recommendations, user_segments, warehouse
 from etl.email_triggers import EmailCandidate
-from etl.mail import decisions, rules
+from etl.mail import decisions, rules, visits
 from etl.options import Options
 from etl.recommendations import Recommendation
-from etl.run import Job, Run
+from etl.run import Attempt, Job, Run
 from etl.user_segments import UserSegment
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class Source:
     @property
     def rejected(self) -> list[dict[str, Any]]:
         """The rows that break the contract: `reasons`, and the `row` as it stands in the mart."""
-        rejects = self.run.rejects
-        rows = rejects.rows.to_dicts() if rejects else []
+        rows = self.run.mart.rejects.rows.to_dicts()
         return [{"reasons": row["reasons"], "row": orjson.loads(row["row"])} for row in rows]
 
 
@@ -67,8 +66,8 @@ def read(sync: str, user_id: str, settings: Settings, spill: Path) -> Source:
     Raises:
         SyncError: the mart cannot be read.
     """
-    run = Run(Job(sync, settings, Options(dry_run=True, only_user=user_id)))
-    run.folder = spill / sync
+    job = Job(sync, settings, Options(dry_run=True, only_user=user_id))
+    run = Run(Attempt(job), spill / sync)
     run.folder.mkdir()
     contract, reshape = _shape(run)
     accepted: list[dict[str, Any]] = []
@@ -86,7 +85,7 @@ def _shape(run: Run) -> tuple[type[dy.Schema], Callable[[pl.DataFrame], pl.DataF
         min_score = run.settings.reco_min_score
         return Recommendation, partial(recommendations.transform, min_score=min_score)
     if run.job.sync == "email_triggers":
-        return EmailCandidate, partial(email_triggers.without_future_visits, now=run.job.started_at)
+        return EmailCandidate, partial(visits.without_future, now=run.job.started_at)
     return UserSegment, user_segments.transform
 
 
@@ -106,7 +105,7 @@ def segment(source: Source, row: dict[str, Any] | None) -> dict[str, Any]:
     target = warehouse.write(warehouse.to_batches([frame]), run.folder / "target", mart.key)
     with warehouse.differing(mart, target) as changed:
         new = pl.DataFrame(pl.from_arrow(changed.read_all())).to_dicts()
-    with warehouse.missing(target, [mart, run.rejected]) as gone:
+    with warehouse.missing(target, [mart, run.mart.rejected]) as gone:
         is_gone = any(batch.num_rows for batch in gone)
     if is_gone:
         return _change("delete", row, None)
@@ -136,7 +135,7 @@ def mails(source: Source, connection: Connection) -> dict[str, Any]:
     decisions.prepare(connection, run.settings, run.as_of, user_id=source.user_id)
     queue = decisions.read_mails(connection, run.folder / "mails").result()
     unsubscribed = decisions.read_unsubscribed(connection, run.folder / "unsubscribed").result()
-    triggers = email_triggers.triggers(run, source.spool, sorted(rules.visits() - run.columns))
+    triggers = email_triggers.triggers(run, source.spool, visits.missing(run))
     batches, holdout = warehouse.to_batches(triggers), run.settings.email_holdout
     with decisions.decide(batches, queue, unsubscribed, run.as_of, holdout) as decided:
         told = pl.concat([decisions.to_tell(rows) for rows in decided], how="diagonal")

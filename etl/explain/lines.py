@@ -9,6 +9,7 @@ from typing import Any
 
 from etl.explain import words
 from etl.explain.words import when
+from etl.plumbing.counted import counted
 
 Told = dict[str, Any]
 Lines = Iterator[str]
@@ -96,7 +97,7 @@ def mails(mails: Told, mart: Told, runs: Told, now: dt.datetime) -> Lines:
     if not mails["mails"]:
         yield "No mail was ever queued."
     elif (more := len(mails["mails"]) - _MOST_MAILS) > 0:
-        yield f"and {more:,} older ones (--json has them)"
+        yield f"and {more:,} older (--json has them)"
 
 
 def _mail_decisions(mails: Told, mart: Told, now: dt.datetime) -> Lines:
@@ -207,9 +208,8 @@ def rejections(rejections: Told, now: dt.datetime) -> Lines:
     if not rejections["last"]:
         yield "No row of this user is among them."
     for one in rejections["last"]:
-        rows = f"{one['rows']:,} row{'' if one['rows'] == 1 else 's'}"
         at = when(one["rejected_at"], now)
-        yield f"{one['sync']}, {rows} {at}: {_why(one['reasons'])}"
+        yield f"{one['sync']}, {counted(one['rows'], 'row')} {at}: {_why(one['reasons'])}"
 
 
 def runs(runs: Told, now: dt.datetime) -> Lines:

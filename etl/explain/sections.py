@@ -13,7 +13,6 @@ import polars as pl
 from etl import cache, postgres
 from etl.errors import SyncError, UsageError
 from etl.explain import decisions
-from etl.postgres import trust
 from etl.run.contract import USER_ID_RULES
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def _mart(source: Read) -> dict[str, Any]:
     """The user's rows of mart_user_segments: accepted, and rejected with reasons."""
     if isinstance(source, SyncError):
         return {"error": str(source)}
-    return {"built_at": source.run.metrics.built_at, **_rows(source)}
+    return {"built_at": source.run.tally.metrics.built_at, **_rows(source)}
 
 
 def _rows(source: Source) -> dict[str, Any]:
@@ -95,8 +94,7 @@ def _in_postgres(
 ) -> dict[str, Any]:
     told: dict[str, Any] = {}
     try:
-        with postgres.session(settings, "etl.explain") as connection:
-            trust.check(connection, settings)
+        with postgres.trusted_session(settings, "etl.explain") as connection:
             for name, look in sections.items():
                 connection.try_rollback()  # a statement that failed ended its transaction
                 try:

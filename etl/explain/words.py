@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+from etl.plumbing.counted import counted
+
 # Why a row is rejected: docs/operations.md says more.
 _REASONS = {
     "null": "has no value",
@@ -158,6 +160,5 @@ def _span(age: dt.timedelta) -> str:
         return ""
     for unit, length, most in (("minute", 1, 120), ("hour", 60, 48 * 60), ("day", 1440, None)):
         if most is None or minutes < most:
-            n = round(minutes / length)
-            return f"{n:,} {unit}{'' if n == 1 else 's'}"
+            return counted(round(minutes / length), unit)
     return ""

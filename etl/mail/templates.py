@@ -10,6 +10,7 @@ from etl import postgres
 from etl.errors import FORCE, Refused
 from etl.mail import rules
 from etl.plumbing import queries
+from etl.plumbing.counted import counted
 from etl.plumbing.redact import quote_value
 
 if TYPE_CHECKING:
@@ -39,23 +40,23 @@ def keep_history(run: Run) -> None:
             mailed again for the same visit.
     """
     if any(rule.renamed_from for rule in rules.RULES):
-        postgres.execute(run.postgres, queries.load("postgres", "email_rename"))
+        postgres.execute(run.session, queries.load("postgres", "email_rename"))
     if run.options.force:
         return
     named = {*rules.templates().values(), *rules.RETIRED}
     named |= {rule.renamed_from for rule in rules.RULES if rule.renamed_from}
     former = [
         row["template"]
-        for row in postgres.query(run.postgres, "email_templates_used")
+        for row in postgres.query(run.session, "email_templates_used")
         if row["template"] not in named
     ]
     if not former:
         return
-    rows = postgres.query(run.postgres, "email_former", orjson.dumps(former).decode())
+    rows = postgres.query(run.session, "email_former", orjson.dumps(former).decode())
     said = [
-        f"{row['mails']:,} mails of the template {quote_value(row['template'])}, which no rule"
-        f" has, are of the segment {quote_value(row['segment'])}, as those of"
-        f" {rules.templates()[row['segment']]} are"
+        f"the template {quote_value(row['template'])}, which no rule has, has"
+        f" {counted(row['mails'], 'mail')} of the segment {quote_value(row['segment'])}, as"
+        f" {rules.templates()[row['segment']]} has"
         for row in rows
         if row["segment"] in rules.templates()
     ]

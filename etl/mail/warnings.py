@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etl.mail import rules
+from etl.plumbing.counted import counted
 from etl.plumbing.redact import quote_value
 from etl.run import guards
 
@@ -34,20 +35,20 @@ def look(
         cancelled: waiting mails of each template that are to be cancelled.
     """
     unmapped = [(name, n) for name, n in users.most_common() if name not in rules.templates()]
-    run.counts["unmapped"] = sum(n for _, n in unmapped)
-    run.unmapped = dict(unmapped[:_NAMED])
+    run.count({"unmapped": sum(n for _, n in unmapped)})
     found = {
         "mails.first": _first_mails(run),
         "episode.defaulted": _no_visits(run, users, no_visits),
         "segments.lost": _lost(run, users, unmapped, cancelled),
     }
-    run.warnings = {event: text for event, text in found.items() if text}
+    said = {event: text for event, text in found.items() if text}
+    run.tally.warn(said, dict(unmapped[:_NAMED]))
 
 
 def _first_mails(run: Run) -> str | None:
     # Counted only where mails are queued; a shard has about as many as the next.
-    queue_rows = run.metrics.queue_rows * run.metrics.shards
-    counts = run.counts
+    counts, metrics = run.tally.counts, run.tally.metrics
+    queue_rows = metrics.queue_rows * metrics.shards
     return guards.first_mails(counts["inserted"], counts["extracted"], queue_rows, run.settings)
 
 
@@ -56,9 +57,10 @@ def _no_visits(run: Run, users: Counter[str], no_visits: Collection[str]) -> str
         return None
     concerned = sum(users[rule.segment] for rule in rules.RULES if rule.episode in no_visits)
     return (
-        f"the mart has no {' and no '.join(no_visits)}: {concerned:,} users have one"
-        " occasion for ever, however long ago they were seen;"
-        f" {run.counts['inserted']:,} mails are to be queued"
+        f"the mart has no {' and no '.join(no_visits)}:"
+        f" {counted(concerned, 'user has', 'users have')} one occasion for ever,"
+        " however long ago they were seen;"
+        f" {counted(run.tally.counts['inserted'], 'mail is', 'mails are')} to be queued"
     )
 
 
@@ -73,8 +75,9 @@ def _lost(
         return None
     where = f"shard {run.job.shard} of the mart" if run.options.shard else "the mart"
     lost = [
-        f"segment {segment} has no user in {where}, and the {mails[template]:,} waiting mails of"
-        f" its template {template} are to be cancelled"
+        f"segment {segment} has no user in {where}, and of its template"
+        f" {template} {counted(mails[template], 'waiting mail is', 'waiting mails are')} to be"
+        " cancelled"
         for segment, template in rules.templates().items()
         if not users[segment] and template in mails
     ]

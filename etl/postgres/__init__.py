@@ -13,6 +13,7 @@ from etl.postgres.merge import (
 )
 from etl.postgres.query import execute, execute_alone, query, savepoint, select, stream
 from etl.postgres.session import Connection, connect, session
+from etl.postgres.trust import trusted_session
 
 __all__ = [
     "STOP_SECONDS",
@@ -34,5 +35,6 @@ __all__ = [
     "select",
     "session",
     "stream",
+    "trusted_session",
     "write",
 ]

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log
+from etl.plumbing.counted import counted
 from etl.postgres.query import execute
 
 if TYPE_CHECKING:
@@ -73,7 +74,10 @@ def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows:
     finally:
         _put(queue, None, copy)
     if (taken := copy.result()) != sent:
-        raise SyncError(f"pg_temp.{table}: {sent:,} rows were sent and {taken:,} taken; run again")
+        raise SyncError(
+            f"pg_temp.{table}: {counted(sent, 'row was', 'rows were')} sent and {taken:,} taken;"
+            " run again"
+        )
     # Without statistics the planner takes a million staged rows for a thousand. It need not know
     # much more than how many they are.
     execute(connection, "SET LOCAL default_statistics_target = 10")

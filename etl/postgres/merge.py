@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl.errors import SyncError
 from etl.plumbing import log
+from etl.plumbing.counted import counted
 from etl.postgres.query import query
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def refuse_unwritten(connection: Connection, table: str, rows: int) -> None:
     """
     if rows:
         raise SyncError(
-            f"{table}: {rows:,} rows were to be written or deleted and were not, so all was rolled"
-            f" back; {_suspects(connection, table)}"
+            f"{table}: {counted(rows, 'row')} to be written or deleted stayed as before, so all was"
+            f" rolled back; {_suspects(connection, table)}"
         )
 
 
@@ -93,9 +94,9 @@ def refuse_altered(connection: Connection, what: Merge) -> None:
     if what.altered and (rows := query(connection, what.altered)[0]["rows"]):
         triggers = _triggers_and_rules(connection, what.table) or "none"
         raise SyncError(
-            f"{what.table}: {rows:,} rows are not there as they were written, so all was rolled"
-            " back; compare its columns with sql/postgres/schema.sql, and see what its triggers and"
-            f" rules do: {triggers}"
+            f"{what.table}: {counted(rows, 'row is', 'rows are')} not there as written, so all was"
+            " rolled back; compare its columns with sql/postgres/schema.sql, and see what its"
+            f" triggers and rules do: {triggers}"
         )
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import orjson
 
-from etl import postgres
 from etl.errors import SyncError
 from etl.plumbing import queries
+from etl.postgres.query import query
+from etl.postgres.session import session
 
 if TYPE_CHECKING:
-    from etl.postgres import Connection
+    from collections.abc import Iterator
+
+    from etl.postgres.session import Connection
     from etl.settings import Settings
+
+
+@contextmanager
+def trusted_session(settings: Settings, purpose: str) -> Iterator[Connection]:
+    """Connect for the length of a block, once `check` has passed; see `session`."""
+    with session(settings, purpose) as connection:
+        check(connection, settings)
+        yield connection
 
 
 def check(connection: Connection, settings: Settings) -> None:
@@ -27,7 +39,7 @@ def check(connection: Connection, settings: Settings) -> None:
     names = re.findall(
         r"^-- makes: (\w+(?:\.\w+)?)", queries.load("postgres", "schema"), re.MULTILINE
     )
-    found = postgres.query(connection, "untrusted", orjson.dumps(names).decode())
+    found = query(connection, "untrusted", orjson.dumps(names).decode())
     if not found:
         return
     first = found[0]

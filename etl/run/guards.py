@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from etl.errors import FORCE, Refused
+from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ FEW_CANCELS = 100
 FEW_KEYS = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Metrics:
     """What the guards compare; a figure that a sync does not have stays as it is.
 
@@ -82,20 +83,20 @@ def fired(metrics: Metrics, settings: Settings) -> dict[str, str]:
 
 def first_mails(queued: int, users: int, queue_rows: int, settings: Settings) -> str | None:
     """A warning where the flood guard is off, since the queue is too small to compare with."""
-    limit = ("GUARD_MAX_MAILS", settings.guard_max_mails)
-    many = _exceeds("mails for {:,} of {:,} users are to be queued", queued, users, limit)
+    text = "mails for {:,} of {:,} users are to be queued"
+    many = _exceeds(text, (queued, users), "guard_max_mails", settings)
     if not many or queue_rows > SMALL_TARGET:
         return None
     return (
-        f"{many}, and the queue had {queue_rows:,} rows: right for a first run; otherwise see"
-        " whether this is the right database and who emptied its queue"
+        f"{many}, and the queue had {counted(queue_rows, 'row')}: right for a first run; otherwise"
+        " see whether this is the right database and who emptied its queue"
     )
 
 
 def expiry_note(written_at: dt.datetime | None, seconds: int, now: dt.datetime) -> str:
     """When the readers of a destination lose what the last ok run wrote for so many seconds."""
     if written_at is None:
-        return f"; its keys expire {seconds / 3600:g} hours after they were last written"
+        return f"; its keys expire {counted(seconds / 3600, 'hour')} after they were last written"
     ends = written_at + dt.timedelta(seconds=seconds)
     verb = "expire" if ends > now else "began to expire"
     return f"; the first keys {verb} at {ends:%Y-%m-%d %H:%M} UTC"
@@ -109,37 +110,28 @@ def _shrunk(metrics: Metrics, settings: Settings) -> str | None:
     before, now = metrics.previous_mart_rows, metrics.mart_rows
     if not before or not now or _fraction(before - now, before) <= settings.guard_max_shrink:
         return None
-    allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
-    return f"shrunk: the mart has {now:,} rows, {before:,} at the last ok run ({allowed})"
+    allowed = _allowed("guard_max_shrink", settings)
+    return f"shrunk: the mart has {counted(now, 'row')}, {before:,} at the last ok run ({allowed})"
 
 
 def _rejects(metrics: Metrics, settings: Settings) -> str | None:
-    return _exceeds(
-        "rejects: {:,} of {:,} rows break the contract",
-        metrics.rejected,
-        metrics.extracted,
-        ("GUARD_MAX_REJECTED", settings.guard_max_rejected),
-    )
+    text = "rejects: {:,} of {:,} rows break the contract"
+    share = metrics.rejected, metrics.extracted
+    return _exceeds(text, share, "guard_max_rejected", settings)
 
 
 def _deletes(metrics: Metrics, settings: Settings) -> str | None:
-    return _exceeds(
-        "deletes: {:,} of {:,} rows of the target would be deleted",
-        metrics.deleted,
-        metrics.target_rows,
-        ("GUARD_MAX_DELETE", settings.guard_max_delete),
-    )
+    text = "deletes: {:,} of {:,} rows of the target would be deleted"
+    share = metrics.deleted, metrics.target_rows
+    return _exceeds(text, share, "guard_max_delete", settings)
 
 
 def _churn(metrics: Metrics, settings: Settings) -> str | None:
     if metrics.target_rows * metrics.shards <= SMALL_TARGET:
         return None
-    return _exceeds(
-        "churn: {:,} of {:,} users of the target would change segment",
-        metrics.changed_segment,
-        metrics.target_rows,
-        ("GUARD_MAX_CHANGE", settings.guard_max_change),
-    )
+    text = "churn: {:,} of {:,} users of the target would change segment"
+    share = metrics.changed_segment, metrics.target_rows
+    return _exceeds(text, share, "guard_max_change", settings)
 
 
 def _stale(metrics: Metrics, settings: Settings) -> str | None:
@@ -148,7 +140,7 @@ def _stale(metrics: Metrics, settings: Settings) -> str | None:
     hours = (metrics.now - metrics.built_at) / dt.timedelta(hours=1)
     if hours <= settings.guard_max_age_hours:
         return None
-    allowed = f"GUARD_MAX_AGE_HOURS={settings.guard_max_age_hours:g}"
+    allowed = _allowed("guard_max_age_hours", settings)
     built = f"{metrics.built_at:%Y-%m-%d %H:%M} UTC"
     age = f"built {hours:,.0f} hours ago, {built}"
     return f"stale: the mart was {age} ({allowed}){metrics.expiry_note}"
@@ -157,23 +149,17 @@ def _stale(metrics: Metrics, settings: Settings) -> str | None:
 def _mass_queue(metrics: Metrics, settings: Settings) -> str | None:
     if metrics.queue_rows * metrics.shards <= SMALL_TARGET:
         return None
-    return _exceeds(
-        "flood: mails for {:,} of {:,} users would be queued",
-        metrics.queued,
-        metrics.extracted,
-        ("GUARD_MAX_MAILS", settings.guard_max_mails),
-    )
+    text = "flood: mails for {:,} of {:,} users would be queued"
+    share = metrics.queued, metrics.extracted
+    return _exceeds(text, share, "guard_max_mails", settings)
 
 
 def _mass_cancel(metrics: Metrics, settings: Settings) -> str | None:
     if metrics.cancelled_by_mart * metrics.shards <= FEW_CANCELS:
         return None
-    return _exceeds(
-        "wipe: {:,} of {:,} pending mails would be cancelled",
-        metrics.cancelled_by_mart,
-        metrics.pending,
-        ("GUARD_MAX_CANCEL", settings.guard_max_cancel),
-    )
+    text = "wipe: {:,} of {:,} pending mails would be cancelled"
+    share = metrics.cancelled_by_mart, metrics.pending
+    return _exceeds(text, share, "guard_max_cancel", settings)
 
 
 def _visits(metrics: Metrics, _: Settings) -> str | None:
@@ -181,7 +167,8 @@ def _visits(metrics: Metrics, _: Settings) -> str | None:
     if metrics.lost_visits:
         known.append(f"it had {' and '.join(metrics.lost_visits)} at the last ok run")
     if metrics.visits_queued:
-        known.append(f"{metrics.visits_queued:,} mails of the queue have a visit")
+        mails = counted(metrics.visits_queued, "mail of the queue has", "mails of the queue have")
+        known.append(f"{mails} a visit")
     if not metrics.no_visits or not known:
         return None
     return (
@@ -194,15 +181,15 @@ def _vanished(metrics: Metrics, settings: Settings) -> str | None:
     if now is None or not metrics.mart_rows or _shrunk(metrics, settings):
         return None
     if before > FEW_KEYS and _fraction(before - now, before) > settings.guard_max_shrink:
-        allowed = f"GUARD_MAX_SHRINK={settings.guard_max_shrink:g}"
-        keys = f"{now:,} keys would be written, {before:,} at the last ok run ({allowed})"
+        allowed = _allowed("guard_max_shrink", settings)
+        keys = f"{counted(now, 'key')} would be written, {before:,} at the last ok run ({allowed})"
     elif metrics.rows_without_keys:
-        keys = f"no key would be written from {metrics.rows_without_keys:,} rows"
+        keys = f"no key would be written from {counted(metrics.rows_without_keys, 'row')}"
     else:
         return None
     if not metrics.below_threshold:
         return f"vanished: {keys}"
-    limit = f"RECO_MIN_SCORE={settings.reco_min_score:g}"
+    limit = _allowed("reco_min_score", settings)
     return f"vanished: {keys}; rows that do not score above {limit}: {metrics.below_threshold:,}"
 
 
@@ -229,11 +216,15 @@ _GUARDS: dict[Callable[[Metrics, Settings], str | None], str] = {
 }
 
 
-def _exceeds(message: str, part: int, whole: int, limit: tuple[str, float]) -> str | None:
-    name, allowed = limit
-    if _fraction(part, whole) <= allowed:
+def _exceeds(text: str, share: tuple[int, int], setting: str, settings: Settings) -> str | None:
+    """Say it where the first is a larger part of the second than the setting allows."""
+    if _fraction(*share) <= getattr(settings, setting):
         return None
-    return f"{message.format(part, whole)} ({name}={allowed:g})"
+    return f"{text.format(*share)} ({_allowed(setting, settings)})"
+
+
+def _allowed(setting: str, settings: Settings) -> str:
+    return f"{setting.upper()}={getattr(settings, setting):g}"
 
 
 def _fraction(part: int, whole: int) -> float:

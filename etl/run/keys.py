@@ -26,7 +26,7 @@ def write_keys(run: Run, batches: Iterable[Batch], keys: int, ttl: int) -> None:
         Refused: a guard fired; no key was sent.
         SyncError: not every key was written.
     """
-    run.expect_keys(keys, ttl)
+    run.tally.expect_keys(keys, ttl, run.previous)
     run.check_guards()
     with cache.connect(run.settings) as client:
         if not run.options.dry_run:

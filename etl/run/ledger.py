@@ -10,7 +10,7 @@ import getpass
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -24,7 +24,9 @@ from etl.settings import hidden
 
 if TYPE_CHECKING:
     from etl.postgres import Connection
-    from etl.run.context import Run
+    from etl.run.attempt import Attempt
+    from etl.run.job import Job
+    from etl.run.tally import Tally
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5
@@ -38,24 +40,27 @@ class LostCountError(SyncError):
     """The ledger has no column for a count, or does not write it."""
 
 
-def begin(run: Run) -> None:
-    """Say that the run is under way, and begin the transaction that it loads in.
+def begin(attempt: Attempt, session: Connection) -> PreviousRun | None:
+    """Say that the run is under way, begin the transaction that it loads in, and look back.
 
     Raises:
         AlreadyRunning: another run holds the lock and keeps it; see `lock`.
     """
-    run.in_ledger = not run.options.dry_run
-    trust.check(run.postgres, run.settings)
-    lock(run)
-    if run.in_ledger:
+    job = attempt.job
+    attempt.in_ledger = not job.options.dry_run
+    # The session of an attempt that lost its server may take a while to end.
+    wait = max(job.options.wait, job.settings.retry_seconds if attempt.number > 1 else 0)
+    trust.check(session, job.settings)
+    lock(session, job, wait)
+    if attempt.in_ledger:
         # In a transaction of its own, so that others see it. Its end lets go of the lock.
-        run.finishing = True
-        _mark_abandoned(run)
-        if record(run.postgres, run, "running"):
-            run.postgres.commit()
-            lock(run)
-        run.finishing = False
-    run.previous = last_ok_run(run.postgres, run.job.sync)
+        attempt.finishing = True
+        _mark_abandoned(session, job)
+        if record(session, attempt.tally, "running"):
+            session.commit()
+            lock(session, job, wait)
+        attempt.finishing = False
+    return last_ok_run(session, job.sync)
 
 
 def last_ok_run(connection: Connection, sync: str) -> PreviousRun | None:
@@ -69,13 +74,13 @@ def last_ok_run(connection: Connection, sync: str) -> PreviousRun | None:
     return PreviousRun(last["mart_rows"] or 0, *facts)
 
 
-def is_committed(run: Run) -> bool:
-    """Did an earlier attempt's commit go through? An ok row in the ledger came with its data."""
-    (row,) = postgres.query(run.postgres, "is_ok", run.job.run_id, run.job.sync, run.job.shard[0])
+def is_ok(session: Connection, job: Job) -> bool:
+    """Does the run's row say `ok`? Then its data are there too, which came with it."""
+    (row,) = postgres.query(session, "is_ok", job.run_id, job.sync, job.shard[0])
     return bool(row["yes"])
 
 
-def record(connection: Connection, run: Run, status: str, error: str | None = None) -> bool:
+def record(session: Connection, tally: Tally, status: str, error: str | None = None) -> bool:
     """Write the run's row, or write it again with its end.
 
     Returns:
@@ -84,30 +89,10 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
     Raises:
         SyncError: something on the table dropped the row, or a count of it (`LostCountError`).
     """
-    job, counts = run.job, {name: run.counts.get(name) for name in count_names(run.job.sync)}
-    finished = None if status == "running" else dt.datetime.now(dt.UTC)
-    row = {
-        "run_id": job.run_id,
-        "sync": job.sync,
-        "shard": job.shard[0],
-        "shards": job.shard[1],
-        "status": status,
-        "started_at": job.started_at,
-        "finished_at": finished,
-        "mart_rows": run.metrics.mart_rows,
-        "mart_built_at": run.metrics.built_at,
-        **counts,
-        "seconds": finished and (finished - job.started_at).total_seconds(),
-        "forced": job.options.force,
-        "warning": "; ".join(run.warnings.values()) or None,
-        "error": error,
-        "version": __version__,
-        "host": hidden(socket.gethostname()),
-        # An environment may hold half characters, which JSON cannot.
-        "started_by": hidden(_started_by()).encode(errors="backslashreplace").decode(),
-    }
+    counts = {name: tally.counts.get(name) for name in count_names(tally.job.sync)}
+    row = {**_row(tally, status), **counts, "error": error}
     as_json = [orjson.dumps(each).decode() for each in (row, counts)]
-    if rows := postgres.write(connection, "etl.sync_runs", "record_run", *as_json):
+    if rows := postgres.write(session, "etl.sync_runs", "record_run", *as_json):
         if lost := rows[0]["lost"]:
             raise LostCountError(
                 f"etl.sync_runs does not keep the count {lost}; run python -m etl.init_db (a count"
@@ -115,52 +100,70 @@ def record(connection: Connection, run: Run, status: str, error: str | None = No
             )
         return True
     # Asked apart: record_run may just have waited for the commit that made the row ok.
-    (is_ok,) = postgres.query(connection, "is_ok", job.run_id, job.sync, job.shard[0])
-    postgres.refuse_unwritten(connection, "etl.sync_runs", 0 if is_ok["yes"] else 1)
+    postgres.refuse_unwritten(session, "etl.sync_runs", 0 if is_ok(session, tally.job) else 1)
     return False
 
 
-def insert_rejects(connection: Connection, run: Run) -> None:
+def _row(tally: Tally, status: str) -> dict[str, Any]:
+    job, finished = tally.job, None if status == "running" else dt.datetime.now(dt.UTC)
+    return {
+        "run_id": job.run_id,
+        "sync": job.sync,
+        "shard": job.shard[0],
+        "shards": job.shard[1],
+        "status": status,
+        "started_at": job.started_at,
+        "finished_at": finished,
+        "mart_rows": tally.metrics.mart_rows,
+        "mart_built_at": tally.metrics.built_at,
+        "seconds": finished and (finished - job.started_at).total_seconds(),
+        "forced": job.options.force,
+        "warning": "; ".join(tally.warnings.values()) or None,
+        "version": __version__,
+        "host": hidden(socket.gethostname()),
+        # An environment may hold half characters, which JSON cannot.
+        "started_by": hidden(_started_by()).encode(errors="backslashreplace").decode(),
+    }
+
+
+def insert_rejects(session: Connection, tally: Tally) -> None:
     """COPY the rejected rows to etl.rejected_rows."""
-    if run.rejects is None or not len(run.rejects.rows):
+    if tally.rejects is None or not len(tally.rejects.rows):
         return
-    rows = run.rejects.rows
-    postgres.copy_to_temp(connection, "rejects", warehouse.to_batches([rows]))
-    table, names = "etl.rejected_rows", (run.job.run_id, run.job.sync)
-    (inserted,) = postgres.write(connection, table, "insert_rejects", *names)
-    postgres.refuse_unwritten(connection, table, len(rows) - inserted["rows"])
-    postgres.execute(connection, "DROP TABLE pg_temp.rejects")
+    rows = tally.rejects.rows
+    postgres.copy_to_temp(session, "rejects", warehouse.to_batches([rows]))
+    table, names = "etl.rejected_rows", (tally.job.run_id, tally.job.sync)
+    (inserted,) = postgres.write(session, table, "insert_rejects", *names)
+    postgres.refuse_unwritten(session, table, len(rows) - inserted["rows"])
+    postgres.execute(session, "DROP TABLE pg_temp.rejects")
 
 
-def lock(run: Run) -> None:
+def lock(session: Connection, job: Job, wait: float = 0) -> None:
     """Take the run's lock, waiting for other runs no longer than `wait` seconds.
 
     Raises:
         AlreadyRunning: somebody holds it; the message says who, where and since when.
     """
-    # The session of an attempt that lost its server may take a while to end.
-    lingering = run.settings.retry_seconds if run.number > 1 else 0
-    patience = max(run.options.wait, lingering)
-    deadline = time.monotonic() + max(patience, _MOMENT)
+    deadline = time.monotonic() + max(wait, _MOMENT)
     waiting = False
-    while holder := _try_lock(run):
+    while holder := _try_lock(session, job):
         if time.monotonic() >= deadline:
-            raise AlreadyRunning(_running(run.job.sync, holder))
-        if patience and not waiting:
-            log.event("lock.waiting", seconds=run.options.wait, holder=holder)
+            raise AlreadyRunning(_running(job.sync, holder))
+        if wait and not waiting:
+            log.event("lock.waiting", seconds=wait, holder=holder)
         waiting = True
         cancellation.pause(min(_ASK_AGAIN, max(deadline - time.monotonic(), 0)))
 
 
-def _try_lock(run: Run) -> str | None:
+def _try_lock(session: Connection, job: Job) -> str | None:
     """Take the lock and return None, or who holds it."""
-    name = f"etl.{run.job.sync}", *(run.options.shard or (None, None))
-    (row,) = postgres.query(run.postgres, "lock", *name)
+    name = f"etl.{job.sync}", *(job.options.shard or (None, None))
+    (row,) = postgres.query(session, "lock", *name)
     # Two that cut the mart differently both get their locks; seeing each other, both step back.
-    holder = _lock_owner(run.postgres, *name)
+    holder = _lock_owner(session, *name)
     if row["held"] and holder is None:
         return None
-    run.postgres.rollback()
+    session.rollback()
     return holder or "it has just ended; run again"
 
 
@@ -182,11 +185,10 @@ def _lock_owner(connection: Connection, name: str, index: int | None, of: int | 
     return f"its lock is held by {who}; wait for it (--wait SECONDS) or end it ({end})"
 
 
-def _mark_abandoned(run: Run) -> None:
+def _mark_abandoned(session: Connection, job: Job) -> None:
     """Mark as failed what a killed process left `running`; whoever holds the lock may."""
-    shard = run.options.shard or (None, None)
-    rows = postgres.query(run.postgres, "mark_abandoned", run.job.sync, *shard, run.job.run_id)
-    for row in rows:
+    shard = job.options.shard or (None, None)
+    for row in postgres.query(session, "mark_abandoned", job.sync, *shard, job.run_id):
         since = f"{row['started_at']:%Y-%m-%d %H:%M:%S} UTC"
         log.warning("run.abandoned", abandoned=row["run_id"], host=row["host"], since=since)
 

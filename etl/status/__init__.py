@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import orjson
@@ -109,40 +110,15 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
     Raises:
         SyncError: Postgres cannot be reached or read.
     """
-    from etl import postgres
-    from etl.postgres import trust
-
-    settings = Settings.from_environment()
-    with postgres.session(settings, "etl.status") as connection:
-        trust.check(connection, settings)
-        # Before the runs: whoever began before `now` and still runs then holds a lock now.
-        held = {
-            sync
-            for sync in flags.syncs
-            if postgres.query(connection, "lock_owner", f"etl.{sync}", None, None)
-        }
-        runs = postgres.query(connection, "status_runs", max(flags.runs, flags.listed))
-        ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
-        queue = postgres.query(connection, "status_queue")
-        (reins,) = postgres.query(connection, "status_reins")
-        known = _Snapshot(
-            now=now,
-            max_age=flags.hours,
-            trend=flags.runs,
-            runs=[run for run in runs if run["sync"] in flags.syncs],
-            ok_at={row["sync"]: row["ok_at"] for row in postgres.query(connection, "status_ok")},
-            rejects=postgres.query(connection, "status_rejects", orjson.dumps(ids).decode()),
-            held=held,
-            shards=postgres.query(connection, "status_shards"),
-        )
-    syncs = [_sync_status(sync, known) for sync in flags.syncs]
+    known = _read(flags)
+    syncs = [_sync_status(sync, known, flags, now) for sync in flags.syncs]
     for sync in syncs:
         sync["problem"] = problem(sync, now, flags.hours)
     return {
         "at": now,
         "syncs": syncs,
-        "queue": _by_status(queue),
-        "reins": reins,
+        "queue": _by_status(known.queue),
+        "reins": known.reins,
         "overdue": [sync["sync"] for sync in syncs if sync["overdue"]],
         "problems": [sync["problem"] for sync in syncs if sync["problem"]],
         **({"history": known.runs[: flags.listed]} if flags.listed else {}),
@@ -153,21 +129,41 @@ def status(flags: Flags, now: dt.datetime) -> dict[str, Any]:
 class _Snapshot:
     """What was read, of all syncs."""
 
-    now: dt.datetime
-    max_age: float
-    trend: int
-    runs: list[dict[str, Any]]
-    ok_at: dict[str, dt.datetime]
-    rejects: list[dict[str, Any]]
     held: set[str]  # syncs whose lock somebody holds
+    runs: list[dict[str, Any]]  # of the syncs that were asked for
+    rejects: list[dict[str, Any]]
+    ok_at: dict[str, dt.datetime]
     shards: list[dict[str, Any]]  # whose last run was not ok
+    queue: list[dict[str, Any]]
+    reins: dict[str, Any]
 
 
-def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
+def _read(flags: Flags) -> _Snapshot:
+    from etl import postgres
+
+    with postgres.trusted_session(Settings.from_environment(), "etl.status") as session:
+        query = partial(postgres.query, session)
+        # Before the runs: whoever began before `now` and still runs then holds a lock now.
+        held = {sync for sync in flags.syncs if query("lock_owner", f"etl.{sync}", None, None)}
+        runs = query("status_runs", max(flags.runs, flags.listed))
+        ids = [run["run_id"] for run in runs if run["recency"] == 1 and not run["lock_taken"]]
+        return _Snapshot(
+            held=held,
+            runs=[run for run in runs if run["sync"] in flags.syncs],
+            rejects=query("status_rejects", orjson.dumps(ids).decode()),
+            ok_at={row["sync"]: row["ok_at"] for row in query("status_ok")},
+            shards=query("status_shards"),
+            queue=query("status_queue"),
+            reins=query("status_reins")[0],
+        )
+
+
+def _sync_status(sync: str, known: _Snapshot, flags: Flags, now: dt.datetime) -> dict[str, Any]:
     every = [run for run in known.runs if run["sync"] == sync]
     runs = [run for run in every if not run["lock_taken"]]
     last = runs[0] if runs else None
     ok_at = known.ok_at.get(sync)
+    is_running = last and last["status"] == "running" and last["started_at"] < now
     return {
         "sync": sync,
         "last": last,
@@ -175,15 +171,10 @@ def _sync_status(sync: str, known: _Snapshot) -> dict[str, Any]:
         "lock_taken": every[0] if every and every[0]["lock_taken"] else None,
         "shard": next((shard for shard in known.shards if shard["sync"] == sync), None),
         "ok_at": ok_at,
-        "overdue": ok_at is None or known.now - ok_at > dt.timedelta(hours=known.max_age),
-        "abandoned": bool(
-            last
-            and last["status"] == "running"
-            and last["started_at"] < known.now
-            and sync not in known.held
-        ),
+        "overdue": ok_at is None or now - ok_at > dt.timedelta(hours=flags.hours),
+        "abandoned": bool(is_running and sync not in known.held),
         "rejects": {row["reason"]: row["rows"] for row in known.rejects if row["sync"] == sync},
-        "trend": [{name: run[name] for name in _IN_TREND} for run in reversed(runs[: known.trend])],
+        "trend": [{name: run[name] for name in _IN_TREND} for run in reversed(runs[: flags.runs])],
     }
 
 

@@ -49,11 +49,7 @@ def write(known: dict[str, Any], hours: float, file: str) -> None:
 def render(known: dict[str, Any], hours: float) -> str:
     """Return the page; `hours` without an ok run make a sync overdue."""
     syncs = [
-        {
-            **sync,
-            "about": _about(sync["sync"]),
-            **charts.of(sync["trend"]),
-        }
+        {**sync, "about": _about(sync["sync"]), **charts.of(sync["trend"])}
         for sync in known["syncs"]
     ]
     template = _environment().get_template("page.html.j2")
@@ -80,15 +76,9 @@ def _environment() -> jinja2.Environment:
         count=lambda value: "" if value is None else f"{value:,}",
         took=lambda value: "" if value is None else f"{value:,.2f} s",
         moment=lambda value: f"{value:%Y-%m-%d %H:%M}",
-        did=_did,
+        did=report.outcome_or_error,
     )
     return environment
-
-
-def _did(run: dict[str, Any]) -> str:
-    """What a run did, or why it did not."""
-    counts: Any = {name: value for name, value in run.items() if value is not None}
-    return run["error"] or report.outcome(counts)
 
 
 def _by_template(queue: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.core import GaugeMetricFamily
 
@@ -15,6 +16,40 @@ if TYPE_CHECKING:
 _OUTCOMES = (
     *("inserted", "updated", "unchanged", "deleted", "cancelled"),
     *("suppressed", "held_back", "rejected", "below_threshold"),
+)
+
+# Figures of each sync, from its status: name, meaning and value.
+_PER_SYNC: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
+    (
+        "last_run_timestamp_seconds",
+        "When the last run began.",
+        lambda sync: _of(sync["last"], "started_at"),
+    ),
+    (
+        "last_ok_timestamp_seconds",
+        "When the last ok run ended.",
+        lambda sync: sync["ok_at"],
+    ),
+    (
+        "ok",
+        "1 where the last run that ended was ok and its sync is not overdue.",
+        lambda sync: not sync["problem"],
+    ),
+    (
+        "last_run_duration_seconds",
+        "How long the last run that ended took.",
+        lambda sync: _of(sync["judged"], "seconds"),
+    ),
+    (
+        "mart_built_timestamp_seconds",
+        "When the mart of the last run that ended was built, by its rows.",
+        lambda sync: _of(sync["judged"], "mart_built_at"),
+    ),
+    (
+        "last_run_keys",
+        "Redis keys that the last run that ended wrote.",
+        lambda sync: _of(sync["judged"], "written"),
+    ),
 )
 
 
@@ -46,53 +81,14 @@ def render(known: dict[str, Any]) -> str:
 
 
 def _of_syncs(syncs: list[dict[str, Any]]) -> Iterator[GaugeMetricFamily]:
+    for name, meaning, value in _PER_SYNC:
+        yield _gauge(name, meaning, ("sync",), [((sync["sync"],), value(sync)) for sync in syncs])
     ended = {sync["sync"]: sync["judged"] for sync in syncs if sync["judged"]}
-    last = {sync["sync"]: sync["last"] for sync in syncs if sync["last"]}
-    yield _gauge(
-        "last_run_timestamp_seconds",
-        "When the last run began.",
-        ("sync",),
-        [((name,), run["started_at"].timestamp()) for name, run in last.items()],
-    )
-    yield _gauge(
-        "last_ok_timestamp_seconds",
-        "When the last ok run ended.",
-        ("sync",),
-        [((sync["sync"],), sync["ok_at"].timestamp()) for sync in syncs if sync["ok_at"]],
-    )
-    yield _gauge(
-        "ok",
-        "1 where the last run that ended was ok and its sync is not overdue.",
-        ("sync",),
-        [((sync["sync"],), not sync["problem"]) for sync in syncs],
-    )
-    yield _gauge(
-        "last_run_duration_seconds",
-        "How long the last run that ended took.",
-        ("sync",),
-        [((name,), run["seconds"]) for name, run in ended.items()],
-    )
-    yield _gauge(
-        "mart_built_timestamp_seconds",
-        "When the mart of the last run that ended was built, by its rows.",
-        ("sync",),
-        [
-            ((name,), run["mart_built_at"].timestamp())
-            for name, run in ended.items()
-            if run["mart_built_at"]
-        ],
-    )
     yield _gauge(
         "last_run_rows",
         "Rows of the last run that ended, by what became of them.",
         ("sync", "outcome"),
         [((name, word), run[word]) for name, run in ended.items() for word in _OUTCOMES],
-    )
-    yield _gauge(
-        "last_run_keys",
-        "Redis keys that the last run that ended wrote.",
-        ("sync",),
-        [((name,), run["written"]) for name, run in ended.items()],
     )
     yield _gauge(
         "last_run_rejects",
@@ -123,14 +119,19 @@ def _of_queue(known: dict[str, Any]) -> Iterator[GaugeMetricFamily]:
     )
 
 
+def _of(run: dict[str, Any] | None, figure: str) -> Any:
+    return run and run[figure]
+
+
 def _gauge(
     name: str, meaning: str, labels: tuple[str, ...], samples: list[tuple[tuple[str, ...], Any]]
 ) -> GaugeMetricFamily:
-    """Make a gauge; what is not known (None) has no sample."""
+    """Make a gauge, of moments in seconds; what is not known (None) has no sample."""
     from prometheus_client.core import GaugeMetricFamily
 
     family = GaugeMetricFamily(f"searchflow_etl_{name}", meaning, labels=labels)
     for values, value in samples:
         if value is not None:
-            family.add_metric(values, float(value))
+            seconds = value.timestamp() if isinstance(value, dt.datetime) else value
+            family.add_metric(values, float(seconds))
     return family

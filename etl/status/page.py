@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etl.cli import report
+from etl.plumbing.counted import counted
 from etl.status import TREND
 from etl.status.problems import ago
 
@@ -72,7 +73,7 @@ def _details(sync: dict[str, Any], now: dt.datetime) -> list[str]:
     if sync["abandoned"]:
         lines.append("it was killed: no process holds its lock; the next run will say failed")
     elif last["status"] != "running":
-        lines.append(_outcome(last))
+        lines.append(report.outcome_or_error(last))
     if last["shards"] > 1:
         lines.append(_shards(last))
     if last["rejected"]:
@@ -123,7 +124,10 @@ def _mail_notes(known: dict[str, Any]) -> list[str]:
             " release_stale_emails.sql run?"
         )
     if reins["allowlist"]:
-        notes.append(f"only {reins['allowlist']:,} users are mailed: crm.email_allowlist is on")
+        notes.append(
+            f"only {counted(reins['allowlist'], 'user is', 'users are')} mailed:"
+            " crm.email_allowlist is on"
+        )
     if reins["paused"]:
         notes.append(f"paused templates: {reins['paused']}")
     if reins["daily_caps"]:
@@ -148,7 +152,7 @@ def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:
             run["sync"],
             Text(run["status"], _STYLES.get(run["status"], _BAD)),
             "" if run["seconds"] is None else f"{run['seconds']:,.2f}",
-            _outcome(run),
+            report.outcome_or_error(run),
         )
     console.print()
     console.print(table)
@@ -156,15 +160,10 @@ def _show_history(console: Console, runs: list[dict[str, Any]] | None) -> None:
 
 def _show_overdue(console: Console, overdue: list[str], hours: float) -> None:
     if overdue:
-        text = Text(f"Overdue, no ok run for {hours:g} hours: {', '.join(overdue)}", _BAD)
+        text = Text(f"Overdue, no ok run for {counted(hours, 'hour')}: {', '.join(overdue)}", _BAD)
     else:
-        text = Text(f"Nothing is overdue: every sync had an ok run in {hours:g} hours.")
+        text = Text(f"Nothing is overdue: every sync had an ok run in {counted(hours, 'hour')}.")
     console.print(Padding(text, (1, 0, 0, 0)))
-
-
-def _outcome(run: dict[str, Any]) -> str:
-    known: Any = {name: value for name, value in run.items() if value is not None}
-    return run["error"] or report.outcome(known)
 
 
 def _shards(run: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 from etl.cli.advice import next_command
+from etl.plumbing.counted import counted
 
 
 def problem(sync: dict[str, Any], now: dt.datetime, hours: float) -> dict[str, str] | None:
@@ -32,7 +33,7 @@ def problem(sync: dict[str, Any], now: dt.datetime, hours: float) -> dict[str, s
         return {"sync": name, "what": what, "next": following}
     if sync["overdue"]:
         since = f"the last was {ago(now - sync['ok_at'])}" if sync["ok_at"] else "there was none"
-        what = f"is overdue: no ok run for {hours:g} hours, {since}"
+        what = f"is overdue: no ok run for {counted(hours, 'hour')}, {since}"
         return {"sync": name, "what": what, "next": f"python -m etl.{name}"}
     return None
 

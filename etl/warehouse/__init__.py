@@ -2,6 +2,7 @@
 
 from etl.warehouse import keys
 from etl.warehouse.errors import NotFoundError
+from etl.warehouse.marts import Source
 from etl.warehouse.spool import (
     Batches,
     Spool,
@@ -19,6 +20,7 @@ __all__ = [
     "Batches",
     "Mart",
     "NotFoundError",
+    "Source",
     "Spool",
     "Stats",
     "Survey",

@@ -35,7 +35,7 @@ Table = tuple[dict[str, str], list[Row]]  # the type of each column, and the row
 _OWN = int(os.environ.get("ETL_FUZZ_EXAMPLES", "0"))
 
 fuzzed = settings(
-    max_examples=_OWN or times(10, 150),
+    max_examples=_OWN or times(6, 150),
     derandomize=not _OWN,
     deadline=None,
     suppress_health_check=list(HealthCheck),  # the fixtures are emptied by each example

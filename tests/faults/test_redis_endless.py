@@ -53,7 +53,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("way", ENDLESS)
 @pytest.mark.parametrize("command", ["AUTH", "PING", "HELLO", "MSETEX", "SET", "MGET"])
 def test_a_reply_without_end_ends_in_one_line(

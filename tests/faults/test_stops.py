@@ -35,7 +35,7 @@ from scenes import (
 STOPS = times(2, 14)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sync", SYNCS)
 def test_a_stopped_command_ends_at_once_in_good_order(

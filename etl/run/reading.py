@@ -1,0 +1,82 @@
+"""Read a mart through: rows that keep the contract go on, the others are set aside."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from etl import warehouse
+from etl.plumbing import cancellation
+from etl.run.contract import Rejects, Validator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import dataframely as dy
+    import polars as pl
+
+    from etl.run.job import Job
+    from etl.warehouse import Spool
+
+
+@dataclass(frozen=True)
+class MartReading:
+    """A mart that was read through."""
+
+    accepted: Spool  # the rows that keep the contract, reshaped
+    rejected: Spool  # the keys of the others: these have not left the mart
+    rejects: Rejects
+    source: warehouse.Source  # the query's tables and columns
+    rows: int  # that were read
+    whole: warehouse.Stats  # of the mart with all its shards
+
+    @classmethod
+    def of(
+        cls, mart: warehouse.Mart, check: Validator, accepted: Spool, rejected: Spool
+    ) -> MartReading:
+        """Return what is known after the last frame."""
+        # Of the other shards nobody knows which rows will be accepted.
+        whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
+        return cls(accepted, rejected, check.rejects(), mart.source, check.rows, whole)
+
+
+def read_mart(
+    job: Job,
+    folder: Path,
+    contract: type[dy.Schema],
+    key: Sequence[str],
+    keep: Callable[[Iterator[pl.DataFrame]], Spool],
+    *,
+    ordered: bool,
+) -> MartReading:
+    """Read the mart of a sync; its file is closed when this returns.
+
+    Args:
+        job: the sync, its settings and its shard.
+        folder: for what is spooled.
+        contract: what a row has to keep.
+        key: columns of the primary key by which rows belong together.
+        keep: makes a spool of the frames of accepted rows.
+        ordered: see `warehouse.open_mart`.
+    """
+    keys = contract.create_empty().select(key).to_arrow().schema
+    part = job.options.only_user or job.shard
+    begin = partial(warehouse.open_mart, job.sync, contract, job.settings, part, now=job.started_at)
+    with (
+        warehouse.Writer(folder / "rejected", keys, key) as rejected,
+        begin(spill=folder, key=key, ordered=ordered) as mart,
+        contextlib.closing(mart.frames()) as frames,
+    ):
+        limit, unique = job.settings.reject_limit, not mart.ordered
+        check = Validator(contract, limit, job.started_at, key, rejected.add_rows, unique=unique)
+        accepted = keep(check.valid_rows(frame) for frame in _cancellable(frames))
+    return MartReading.of(mart, check, accepted, rejected.spool)
+
+
+def _cancellable(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    for frame in frames:
+        cancellation.check()
+        yield frame
