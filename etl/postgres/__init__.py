@@ -1,6 +1,6 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
-from etl.postgres.call import STOP_SECONDS, Call, in_thread
+from etl.postgres.call import STOP_SECONDS, Call
 from etl.postgres.copy import copy_to_temp, finish_copy, start_copy
 from etl.postgres.errors import foreseen
 from etl.postgres.merge import (
@@ -28,7 +28,6 @@ __all__ = [
     "execute_alone",
     "finish_copy",
     "foreseen",
-    "in_thread",
     "insert",
     "merge",
     "query",

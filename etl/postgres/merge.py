@@ -69,7 +69,7 @@ def insert(connection: Connection, what: Merge, name: str, rows: int) -> int:
         SyncError: it failed, or left out some of the `rows`, or a trigger altered some.
     """
     begun = time.perf_counter()
-    written = connection.call(partial(session.write, sql=queries.load("postgres", name)))
+    written = connection.call(partial(session.write_raw, sql=queries.load("postgres", name)))
     refuse_unwritten(connection, what.table, rows - written)
     refuse_altered(connection, what)
     log.event("merge.done", merge=name, seconds=round(time.perf_counter() - begun, 3))

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import dataframely as dy
+import polars as pl
+import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
+from etl.options import Options
 from etl.plumbing import log, queries
+from etl.postgres import Call, Connection, Merge
 from etl.run import guards
 from etl.run.attempt import Attempt
 from etl.run.job import Job, PreviousRun
 from etl.run.reading import MartReading, read_mart
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    import dataframely as dy
-    import polars as pl
-    import pyarrow as pa
-
-    from etl.options import Options
-    from etl.postgres import Call, Connection, Merge
-    from etl.run.tally import Tally
-    from etl.settings import Settings
-    from etl.warehouse import Batches, Spool
+from etl.run.tally import Tally
+from etl.settings import Settings
+from etl.warehouse import Batches, Spool
 
 # Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
