@@ -25,7 +25,7 @@ from etl import recommendations, user_segments, warehouse
 from etl.errors import Refused, SyncError
 from etl.settings import Settings
 from etl.user_segments import UserSegment
-from etl.warehouse import stream
+from etl.warehouse import file, stream
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -490,21 +490,31 @@ def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
 
 
 @pytest.mark.parametrize(
-    ("as_what", "many", "threads"), [("TABLE", 1, 2), ("TABLE", 0, 1), ("VIEW", 1, 1)]
+    ("as_what", "many", "allowed"),
+    [
+        ("TABLE", 1, (2, "90.5 MiB")),
+        ("TABLE", 0, (1, "114.4 MiB")),
+        ("VIEW", 1, (1, "141.6 MiB")),
+    ],
 )
-def test_a_sort_has_few_threads_however_many_cores_there_are(
-    as_what: str, many: int, threads: int, mart: Mart, monkeypatch: pytest.MonkeyPatch
+def test_a_sort_has_few_threads_and_memory_by_its_rows_however_many_cores_there_are(
+    as_what: str,
+    many: int,
+    allowed: tuple[int, str],
+    mart: Mart,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each takes memory: with 16 of them a sort in 120 MB ends at once."""
+    """Each thread takes memory: with 16 of them a sort in 120 MB ends at once."""
     made = segments("('b', 'regular', 1, 0, 0)").replace("mart_user_segments", "stg")
     mart(made, f"CREATE {as_what} mart_user_segments AS SELECT * FROM stg")
-    monkeypatch.setattr(stream, "_MANY_ROWS", many)
+    monkeypatch.setattr(file, "MANY_ROWS", many)
 
-    def setting(mart: warehouse.Mart) -> object:
-        asked = duckdb.SQLExpression("current_setting('threads')")
-        return mart.relation.select(asked).fetchall()[0][0]
+    def settings(mart: warehouse.Mart) -> object:
+        names = ("threads", "memory_limit")
+        asked = [duckdb.SQLExpression(f"current_setting('{name}')") for name in names]
+        return mart.relation.select(*asked).fetchall()[0]
 
-    assert opened(setting) == threads
+    assert opened(settings) == allowed
 
 
 def test_a_mart_without_any_key_is_read(mart: Mart) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from contextlib import contextmanager
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # DuckDB does little more here than sort one table, and what it cannot keep goes to disk. What a
-# sort needs grows with its threads and with its rows: with four threads ten million rows do not go
-# through in this, with two they do, and with one fifty million.
-_MEMORY, _THREADS = "95MB", 2
+# sort needs all the same grows with its threads, and with the root of its rows, because it merges
+# runs as large as its memory is. Two threads sort five million rows in this.
+_MEMORY, _THREADS, MANY_ROWS = "95MB", 2, 5_000_000
+
+# One thread sorts 25 million rows in 95 MB, and in 120 MB just not 50 million: so much for a root.
+_BYTES_PER_ROOT = 21_000
+_MEMORY_OF_MANY, _UNKNOWN_ROWS = 120_000_000, 50_000_000
 
 # A view could ask for one, which DuckDB would fetch from the network.
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
@@ -62,6 +67,17 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
     finally:
         connection.close()
         _OPEN_LOCK.release()
+
+
+def give_room(connection: duckdb.DuckDBPyConnection, rows: int | None) -> None:
+    """Let a table of more than MANY_ROWS be sorted, by one thread.
+
+    Args:
+        connection: to the warehouse.
+        rows: of the table; None where nobody knows, as of a view.
+    """
+    memory = max(_MEMORY_OF_MANY, _BYTES_PER_ROOT * math.isqrt(rows or _UNKNOWN_ROWS))
+    connection.execute(f"SET threads = 1; SET memory_limit = '{memory}B'")
 
 
 def _open(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 SKEW = dt.timedelta(hours=1)
 
 
-# More are sorted by one thread, because two would need more memory (see file.py).
-_MANY_ROWS = 5_000_000
-
-
 @dataclass(frozen=True)
 class Stats:
     """What the guards ask about a mart as a whole."""
@@ -124,12 +120,12 @@ def open_mart(
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
         with explaining():
             source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
-            if source.stored is None or source.stored > _MANY_ROWS:
-                connection.execute("SET threads = 1")
+            if is_large := source.stored is None or source.stored > file.MANY_ROWS:
+                file.give_room(connection, source.stored)
             types.check_columns(source.rows, contract, query.source)
             rows, stats = _part(source.rows, contract, key, part, now)
-            if ordered is False or source.stored is None:
-                ordered = source.stored is None or _has_twins(rows, contract)
+            if ordered is False or source.stored is None:  # a hash of every key takes memory, too
+                ordered = is_large or _has_twins(rows, contract)
             typed = _typed(rows, contract, key if ordered else ())
         yield Mart(typed, source, key, bool(ordered), stats, explaining)
 
