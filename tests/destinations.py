@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import redis
 from conftest import ROOT
 from fixture_types import Select, Sync
@@ -17,6 +18,7 @@ from pace import HANG
 
 from etl import postgres
 from etl.options import Options
+from etl.plumbing import queries
 from etl.result import count_names
 from etl.run import ledger
 from etl.run.job import Job
@@ -140,3 +142,17 @@ def lock_held(sync: str, shard: tuple[int, int] | None = None) -> Iterator[None]
     with postgres.session(settings, f"etl.{sync}") as session:
         ledger.lock(session, Job(sync, settings, Options(shard=shard)))
         yield
+
+
+def change_sql(monkeypatch: pytest.MonkeyPatch, file: str, was: str, now: str) -> None:
+    """Let one of the service's SQL files say something else."""
+    load = queries.load
+
+    def changed(*parts: str) -> str:
+        text = load(*parts)
+        if parts != ("postgres", file):
+            return text
+        assert was in text
+        return text.replace(was, now)
+
+    monkeypatch.setattr(queries, "load", changed)

@@ -12,13 +12,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from conftest import segments
-from destinations import digest, execute, last_run
+from destinations import change_sql, digest, execute, last_run
 from fixture_types import Mart, Select
 from test_email_histories import during_the_merge
 
 from etl import email_triggers, postgres, prune, user_segments, warehouse
 from etl.errors import SyncError
-from etl.plumbing import queries
 from etl.settings import Settings
 
 if TYPE_CHECKING:
@@ -389,7 +388,7 @@ def test_counts_have_the_names_that_the_run_expects(
     mart(segments("('z', 'at_risk', 1, 0, 0)"))
     user_segments.sync()
     mart(segments("('z', 'at_risk', 1, 0, 0), ('a', 'at_risk', 1, 0, 0)"))
-    change(monkeypatch, file, was, now)
+    change_sql(monkeypatch, file, was, now)
 
     error = failure(
         email_triggers.sync
@@ -459,17 +458,3 @@ def partition() -> None:
 def visit() -> list[str]:
     """One visit for all, the same whenever the mart is built."""
     return ["UPDATE mart_user_segments SET last_seen_at = date_trunc('day', now())"]
-
-
-def change(monkeypatch: pytest.MonkeyPatch, file: str, was: str, now: str) -> None:
-    """Let one of the service's SQL files say something else."""
-    load = queries.load
-
-    def changed(*parts: str) -> str:
-        text = load(*parts)
-        if parts != ("postgres", file):
-            return text
-        assert was in text
-        return text.replace(was, now)
-
-    monkeypatch.setattr(queries, "load", changed)

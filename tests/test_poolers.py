@@ -147,14 +147,13 @@ def test_a_merge_that_meets_another_writer_is_tried_again_in_a_pool(
 ) -> None:
     """Its savepoint is of the transaction, whichever session that has."""
     mart(users("regular", 1))
-    merge = postgres.merge
+    insert = postgres.insert
 
-    def late(connection: postgres.Connection, what: postgres.Merge, *rest: Any) -> dict[str, int]:
-        if rest == (True,):
-            add_user("u7")
-        return merge(connection, what, *rest)
+    def late(*arguments: Any) -> int:
+        add_user("u7")
+        return insert(*arguments)
 
-    monkeypatch.setattr(postgres, "merge", late)
+    monkeypatch.setattr(postgres, "insert", late)
 
     result = user_segments.sync()
 

@@ -30,6 +30,10 @@ FROM (
     ('array_nulls', 'on'),
     ('transform_null_equals', 'off'),
     ('client_min_messages', 'error'),
+    -- What was just read back is in memory: some rows of it are found by their keys. A million rows
+    -- are joined in memory, too; more than that is left to whoever set it.
+    ('random_page_cost', '1.1'),
+    ('work_mem', '64MB'),
     ('statement_timeout', $1),
     ('lock_timeout', $2),
     -- The session sits idle, lock in hand, while the warehouse is read.
@@ -44,4 +48,10 @@ FROM (
     ('tcp_keepalives_count', '3'),
     ('tcp_user_timeout', '25s')
 ) AS s (name, value)
-WHERE pg_catalog.current_setting(s.name, true) OPERATOR(pg_catalog.<>) s.value
+WHERE
+    CASE s.name
+        WHEN 'work_mem' THEN
+            pg_catalog.pg_size_bytes(pg_catalog.current_setting(s.name))
+            OPERATOR(pg_catalog.<) pg_catalog.pg_size_bytes(s.value)
+        ELSE pg_catalog.current_setting(s.name, true) OPERATOR(pg_catalog.<>) s.value
+    END

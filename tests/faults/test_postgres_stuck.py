@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import command, results, segments
-from destinations import digest, execute, last_run, stuck
+from destinations import change_sql, digest, execute, last_run, stuck
 from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from proxy import Proxy
@@ -173,12 +173,13 @@ def test_whoever_holds_a_table_for_too_long_is_named_without_what_it_does(
 
 
 def test_out_of_space_for_temporary_files_is_one_line_and_changes_nothing(
-    mart: Mart, select: Select, servers: Servers
+    mart: Mart, select: Select, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mart(users("regular"))
     run("user_segments")
     before = digest(select)
     mart(users("at_risk"))
+    change_sql(monkeypatch, "session", "'64MB'", "'64kB'")
 
     with role_may("temp_file_limit = '1MB'", "work_mem = '64kB'", servers=servers):
         finished = command("etl.user_segments", "--force", "--json", LOG_FORMAT="text")
