@@ -89,6 +89,8 @@ def load(run: Run) -> None:
     oldest = run.job.started_at - _EXPECTED_AGE
     decisions.prepare(run.session, run.settings, oldest, shard=run.job.shard)
     templates.keep_history(run)
+    # In order where many mails are inserted, or users are listed.
+    ordered = run.is_new("crm.email_queue") or run.options.decisions is not None
     reading = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
     users: Counter[str] = Counter()  # by segment
 
@@ -96,7 +98,7 @@ def load(run: Run) -> None:
         users.update(dict(rows["segment"].value_counts().iter_rows()))
         return visits.without_future(rows, run.job.started_at)
 
-    mart = run.read(EmailCandidate, reshape)
+    mart = run.read(EmailCandidate, reshape, ordered=ordered)
     mails = reading.result()
     if run.as_of < oldest:  # --force, or a guard that allows it
         decisions.prepare(run.session, run.settings, run.as_of, shard=run.job.shard)

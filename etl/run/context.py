@@ -38,9 +38,9 @@ class Run:
     folder: Path = Path()  # for what is spooled
     previous: PreviousRun | None = None
     staged: list[str] = field(default_factory=list)
-    into_nothing: bool = False  # nothing was ever in the target
     _reading: MartReading | None = None
     _guarded: bool = False  # the guards have looked
+    _into_nothing: bool = False  # nothing was ever in the target
 
     @property
     def job(self) -> Job:
@@ -135,6 +135,11 @@ class Run:
         self.tally.add_reading(mart, self.previous)
         return mart.accepted
 
+    def is_new(self, table: str) -> bool:
+        """Whether nothing was ever in a table of Postgres."""
+        (stats,) = postgres.query(self.session, "table_stats", table)
+        return not stats["bytes"]
+
     def read_target(self, table: str, schema: type[dy.Schema]) -> Call[Spool] | None:
         """Start reading what the target holds, by sql/postgres/<sync>_current.sql.
 
@@ -148,7 +153,7 @@ class Run:
             the mart, or none. With `delete_missing` it is read all the same.
         """
         (stats,) = postgres.query(self.session, "table_stats", table)
-        self.into_nothing = not stats["bytes"]
+        self._into_nothing = not stats["bytes"]
         expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
         pays = stats["bytes"] and stats["rows"] <= 2 * expected and not self.options.shard
         if not (pays or self.options.delete_missing):
@@ -245,7 +250,7 @@ class Run:
             How many rows Postgres says it wrote. None: the target has, or once had, rows, or
             another session has just added one of these; nothing was done.
         """
-        if not self.into_nothing:
+        if not self._into_nothing:
             return None
         try:
             with self.savepoint():
