@@ -12,7 +12,7 @@ from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from etl.cache import Memory
-    from etl.check.marts import Look
+    from etl.check.look import Look
     from etl.settings import Settings
 
 _SERVER, _RIGHTS, MEMORY = "Redis", "Redis rights", "Redis memory"
