@@ -220,6 +220,14 @@ def execute_raw(raw: Raw, sql: str, parameters: tuple[Any, ...] = ()) -> None:
         cursor.execute(sql, _bound(parameters))
 
 
+def write_raw(raw: Raw, sql: str) -> int:
+    """Run one statement without parameters, and return how many rows Postgres says it wrote."""
+    with raw.cursor() as cursor:
+        cursor.execute(sql)
+        written: int = cursor.rowcount
+        return written
+
+
 def fetch_raw(raw: Raw, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Run one statement and return its rows; `$1` is the first parameter."""
     with raw.cursor() as cursor:

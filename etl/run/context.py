@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dataframely as dy
@@ -15,15 +13,11 @@ import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.options import Options
 from etl.plumbing import log, queries
 from etl.postgres import Call, Connection, Merge
 from etl.run import guards
-from etl.run.attempt import Attempt
-from etl.run.job import Job, PreviousRun
+from etl.run.facts import Facts
 from etl.run.reading import MartReading, read_mart
-from etl.run.tally import Tally
-from etl.settings import Settings
 from etl.warehouse import Batches, Spool
 
 # Assumed of a mart that was never synced.
@@ -31,54 +25,8 @@ _UNKNOWN_ROWS = 1_000_000
 
 
 @dataclass
-class Run:
-    """One attempt, as a sync's `load` sees it: what it was asked, its verbs, what it has read."""
-
-    attempt: Attempt
-    folder: Path = Path()  # for what is spooled
-    previous: PreviousRun | None = None
-    staged: list[str] = field(default_factory=list)
-    _reading: MartReading | None = None
-    _guarded: bool = False  # the guards have looked
-
-    @property
-    def job(self) -> Job:
-        """What never changes in a run."""
-        return self.attempt.job
-
-    @property
-    def options(self) -> Options:
-        """How to run."""
-        return self.job.options
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the run."""
-        return self.job.settings
-
-    @property
-    def tally(self) -> Tally:
-        """What was read and counted."""
-        return self.attempt.tally
-
-    @property
-    def session(self) -> Connection:
-        """The session of Postgres that holds the lock and the open transaction."""
-        if self.attempt.session is None:
-            raise SyncError(f"{self.job.sync}: not connected to Postgres")
-        return self.attempt.session
-
-    @property
-    def mart(self) -> MartReading:
-        """The mart, once it was read."""
-        if self._reading is None:
-            raise SyncError(f"{self.job.sync}: the mart was not read")
-        return self._reading
-
-    @property
-    def as_of(self) -> dt.datetime:
-        """When the mart was built, by its accepted rows; when they do not say so, now."""
-        return self.tally.metrics.built_at or self.job.started_at
+class Run(Facts):
+    """One attempt, as a sync's `load` sees it: what it may ask, and its verbs."""
 
     def read(
         self,
@@ -87,10 +35,12 @@ class Run:
         key: Sequence[str] | None = None,
         *,
         ordered: bool = True,
+        stage_as: str | None = None,
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
-        Afterwards `mart` has what was rejected, and the warehouse's file is closed.
+        Afterwards `mart` has what was rejected, and the warehouse's file is closed; a slow server
+        does not keep it open for longer.
 
         Args:
             schema: the contract.
@@ -98,23 +48,27 @@ class Run:
                 their order, within a batch and from batch to batch.
             key: columns of the contract's primary key by which rows belong together, in a batch
                 as in a shard; all of them unless given.
-            ordered: False leaves the rows of a table as they come where no two have the same key,
-                for who needs no order: sorting takes a third of reading.
+            ordered: False leaves rows as they come, for who needs no order: sorting takes a third
+                of reading. See `warehouse.open_mart`.
+            stage_as: COPY all of them to this temporary table while they are read.
 
         Raises:
-            SyncError: the mart cannot be read; see `warehouse.open_mart`.
+            SyncError: the mart cannot be read, or Postgres did not take what was read.
         """
-        begun, key = time.perf_counter(), key or schema.primary_key()
+        key, copies = key or schema.primary_key(), []
+
+        def copy(batches: Batches) -> None:
+            self.staged.append(str(stage_as))
+            copies.append(postgres.start_copy(self.session, str(stage_as), batches))
 
         def keep(rows: Iterator[pl.DataFrame]) -> Spool:
             # No map(): an error of `reshape` is told by this place.
             batches = warehouse.to_batches(reshape(each) for each in rows)
-            return warehouse.write(batches, self.folder / "mart", key)
+            return warehouse.write(batches, self.folder / "mart", key, copy if stage_as else None)
 
         mart = read_mart(self.job, self.folder, schema, key, keep, ordered=ordered)
-        log.event("mart.read", rows=mart.rows, seconds=round(time.perf_counter() - begun, 3))
-        if mart.rejects.total:
-            log.warning("rows.rejected", rows=mart.rejects.total, **mart.rejects.reasons)
+        for under_way in copies:
+            postgres.finish_copy(self.session, str(stage_as), under_way, mart.accepted.rows)
         return self.take(mart)
 
     def take(self, mart: MartReading) -> Spool:
@@ -136,6 +90,7 @@ class Run:
             the mart, or none. With `delete_missing` it is read all the same.
         """
         (stats,) = postgres.query(self.session, "table_stats", table)
+        self.into_nothing = not stats["bytes"]
         expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
         pays = stats["bytes"] and stats["rows"] <= 2 * expected and not self.options.shard
         if not (pays or self.options.delete_missing):
@@ -151,6 +106,33 @@ class Run:
         postgres.execute(self.session, "DROP TABLE IF EXISTS pg_temp.shard")
         postgres.execute(self.session, shard, *self.job.shard)
         return postgres.stream(self.session, f"{self.job.sync}_current", spool)
+
+    def read_and_stage(
+        self,
+        staging: str,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        table: str,
+    ) -> tuple[Spool, Spool | None]:
+        """Read the mart and what its target holds, and COPY what differs to a temporary table.
+
+        Args:
+            staging: the temporary table.
+            schema: the contract.
+            reshape: what to make of a batch; see `read`.
+            table: the target; see `read_target`.
+
+        Returns:
+            The accepted rows; what the target holds, or None where it was not read and all rows
+            were staged.
+        """
+        reading = self.read_target(table, schema)  # while the mart is read
+        if reading is None:  # in order, because the target takes them in the order they come in
+            return self.read(schema, reshape, stage_as=staging), None
+        rows = self.read(schema, reshape, ordered=False)  # what differs is sorted later
+        target = reading.result()
+        self.stage(staging, rows, target)
+        return rows, target
 
     def start_reading(
         self, start: Callable[[Connection, Path], Call[Spool]], name: str
@@ -197,6 +179,23 @@ class Run:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
         return self.merge(what, False)
+
+    def insert_all(self, what: Merge, name: str) -> int | None:
+        """Insert all that was read and staged by sql/postgres/<name>.sql, where that can be done.
+
+        Returns:
+            How many rows Postgres says it wrote. None: the target has, or once had, rows, or
+            another session has just added one of these; nothing was done.
+        """
+        if not self.into_nothing:
+            return None
+        try:
+            with self.savepoint():
+                return postgres.insert(self.session, what, name, self.mart.accepted.rows)
+        except SyncError as error:
+            if error.sqlstate != postgres.UNIQUE_VIOLATION:
+                raise
+        return None
 
     def sample_changes(self) -> None:
         """Keep what the merges are about to do to some rows, by sql/postgres/<sync>_changes.sql.
