@@ -55,7 +55,8 @@ class Run(Facts):
         Raises:
             SyncError: the mart cannot be read, or Postgres did not take what was read.
         """
-        key, copies = key or schema.primary_key(), []
+        key = key or schema.primary_key()
+        copies: list[Call[int]] = []
 
         def copy(batches: Batches) -> None:
             self.staged.append(str(stage_as))
