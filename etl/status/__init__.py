@@ -18,6 +18,8 @@ from etl.status.flags import Flags
 from etl.status.problems import problem
 from etl.syncs import BY_NAME
 
+__all__ = ["Flags", "main", "status"]
+
 # What the trend tells of a run.
 _COUNTS = (*COMMON_COUNTS, *(name for sync in BY_NAME.values() for name in sync.counts))
 _IN_TREND = ("started_at", "status", "seconds", *_COUNTS)
