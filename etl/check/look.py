@@ -1,35 +1,34 @@
-"""A run that reads its mart through, by the code of a run, and ends before it would write."""
+"""A run that reads its mart through, and ends before it would write."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import dataframely as dy
 import polars as pl
 import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.check.postgres import READ_ONLY
-from etl.errors import SyncError
-from etl.postgres import Call, Connection
-from etl.run import Attempt, Run, ledger
+from etl.run import Run, ledger
 from etl.run.contract import Validator
 from etl.run.reading import MartReading
 from etl.warehouse import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import dataframely as dy
+
+    from etl.postgres import Call, Connection
 
 # Rows whose keys are looked up in Redis, and that tell how large values are.
 SAMPLE = 1_000
 
 # Hashes of keys that are kept in memory, with as much again while they are compared: 160 MB.
 _MOST_HASHES = 10_000_000
-
-_WOULD_WRITE = "25006"  # the SQLSTATE
 
 
 class Enough(Exception):  # noqa: N818  (it ends a look)
@@ -58,6 +57,12 @@ class Look(Run):
         if self.attempt.session is None:
             raise Enough
         return self.attempt.session
+
+    def begin(self) -> None:
+        """Begin a transaction that only reads, and look back at the last ok run."""
+        self.session.try_rollback()
+        postgres.execute(self.session, READ_ONLY)
+        self.previous = ledger.last_ok_run(self.session, self.job.sync)
 
     def read(
         self,
@@ -130,53 +135,3 @@ class Look(Run):
         """Go on to Redis where it answers; what guards say is asked apart."""
         if not self.cache_answers:
             raise Enough
-
-
-def looked_through(attempt: Attempt, folder: Path, *, cache: bool) -> tuple[Look, list[SyncError]]:
-    """Let a sync read its mart; return what was seen, and what a run would fail for.
-
-    Args:
-        attempt: with a session, where Postgres answers.
-        folder: an empty one.
-        cache: whether Redis answers.
-    """
-    begin = partial(Look, attempt, folder, cache_answers=cache)
-    try:
-        errors = _look(run := begin())
-    except Unsure:
-        errors = _look(run := begin(ordered=False))
-    return run, list(errors.values())
-
-
-def _look(run: Look) -> dict[str, SyncError]:
-    module = importlib.import_module(f"etl.{run.job.sync}")
-    errors = _errors(partial(_load, run, module.load))
-    if run.tally.rejects is None:  # Postgres was asked for something first
-        errors |= _errors(partial(_read_alone, run, vars(module)))
-    return errors
-
-
-def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
-    """Return the error that ends the work, if it is one of a run, by its line."""
-    try:
-        with contextlib.suppress(Enough):
-            work()
-    except SyncError as error:
-        return {} if error.sqlstate == _WOULD_WRITE else {str(error): error}
-    return {}
-
-
-def _load(run: Look, load: Callable[[Any], None]) -> None:
-    if (session := run.attempt.session) is not None:
-        session.try_rollback()
-        postgres.execute(session, READ_ONLY)
-        run.previous = ledger.last_ok_run(session, run.job.sync)
-    load(run)
-
-
-def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
-    """Read the mart by the contract that the sync's module declares."""
-    for contract in module.values():
-        is_schema = isinstance(contract, type) and issubclass(contract, dy.Schema)
-        if is_schema and contract.__module__ == module["__name__"]:
-            run.read(contract, lambda rows: rows)

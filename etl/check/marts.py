@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import importlib
 import time
-from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dataframely as dy
 
 from etl import warehouse
 from etl.check.findings import FAIL, OK, WARN, Finding, failed
-from etl.check.look import Look, looked_through
+from etl.check.look import Enough, Look, Unsure
 from etl.errors import Refused, SyncError
 from etl.options import Options
 from etl.plumbing.counted import counted
-from etl.postgres import Connection
 from etl.run import Attempt, Job
 from etl.run.guards import fired
-from etl.settings import Settings
 from etl.status.problems import ago
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from etl.postgres import Connection
+    from etl.settings import Settings
+
+_WOULD_WRITE = "25006"  # the SQLSTATE
 
 
 def file(settings: Settings, folder: Path) -> Finding:
@@ -52,11 +64,48 @@ def look(
         cache: whether Redis answers.
     """
     job = Job(sync, settings, Options(dry_run=True))
-    run, errors = looked_through(Attempt(job, session=connection), folder, cache=cache)
-    findings = [_failed(sync, error, settings, folder) for error in errors]
+    run = Look(Attempt(job, session=connection), folder, cache_answers=cache)
+    try:
+        errors = _look(run)
+    except Unsure:
+        run = replace(run, attempt=Attempt(job, session=connection), ordered=False)
+        errors = _look(run)
+    findings = [_failed(sync, error, settings, folder) for error in errors.values()]
     if run.tally.rejects is None:
         return run, findings
     return run, [_mart(run), *findings, *_guards(run)]
+
+
+def _look(run: Look) -> dict[str, SyncError]:
+    module = importlib.import_module(f"etl.{run.job.sync}")
+    errors = _errors(partial(_load, run, module.load))
+    if run.tally.rejects is None:  # Postgres was asked for something first
+        errors |= _errors(partial(_read_alone, run, vars(module)))
+    return errors
+
+
+def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
+    """Return the error that ends the work, if it is one of a run, by its line."""
+    try:
+        with contextlib.suppress(Enough):
+            work()
+    except SyncError as error:
+        return {} if error.sqlstate == _WOULD_WRITE else {str(error): error}
+    return {}
+
+
+def _load(run: Look, load: Callable[[Any], None]) -> None:
+    if run.attempt.session is not None:
+        run.begin()
+    load(run)
+
+
+def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
+    """Read the mart by the contract that the sync's module declares."""
+    for contract in module.values():
+        is_schema = isinstance(contract, type) and issubclass(contract, dy.Schema)
+        if is_schema and contract.__module__ == module["__name__"]:
+            run.read(contract, lambda rows: rows)
 
 
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
