@@ -49,7 +49,7 @@ def cluster(running_cluster: LiveCluster, environment: object, monkeypatch: Patc
     """The cluster in order and empty, and the service pointed at one of its nodes."""
     running_cluster.heal()
     monkeypatch.setenv("REDIS_PORT", str(running_cluster.servers[1].port))
-    monkeypatch.setenv("RETRY_SECONDS", "20")
+    monkeypatch.setenv("RETRY_SECONDS", "60")
     return running_cluster
 
 
