@@ -198,6 +198,42 @@ def test_columns_of_an_own_query_that_are_not_there_are_looked_for_as_well(
     assert says([one], dry_runs()["user_segments"])
 
 
+MISSPELT = {
+    "an alias of a table": ("SELECT m.user_id FROM mart_user_segments AS mm", "mm"),
+    "a column of an alias": ("SELECT m.user_idd FROM mart_user_segments AS m", "user_id"),
+    "a column of a step": (
+        "WITH step AS (SELECT user_id AS user_code FROM mart_user_segments)"
+        " SELECT user_kode AS user_id FROM step",
+        "user_code",
+    ),
+    "a column left out": (
+        "SELECT * EXCLUDE (segmant) FROM mart_user_segments",
+        "segment",
+    ),
+    "the name of a result": (
+        "SELECT user_id AS user_idd, segment, 1 AS total_searches, 1 AS total_conversions,"
+        " 1 AS lifetime_value, NULL AS built_at FROM mart_user_segments",
+        "user_idd",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISSPELT)
+def test_a_misspelt_name_of_an_own_query_is_told_with_those_that_look_like_it(
+    what: str, mart: Mart, own_query: OwnQuery
+) -> None:
+    mart(*GOOD)
+    sql, alike = MISSPELT[what]
+    path = own_query(sql)
+
+    (one,) = looked("user_segments")
+
+    named = one.advice.partition("; what looks like it: ")[2].partition("; name it in ")
+    assert named[0].split(", ")[0] == alike
+    assert named[2] == str(path)
+    assert says([one], dry_runs()["user_segments"])
+
+
 def test_rows_to_be_rejected_are_counted_by_reason_as_a_run_counts_them(
     mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:

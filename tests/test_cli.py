@@ -91,18 +91,30 @@ def test_wrong_usage_runs_nothing(etl: Etl, marts: None, touched: Touched) -> No
 
 
 @pytest.mark.parametrize(
-    ("only", "line"),
+    ("only", "line", "said"),
     [
-        ("user_segments", "--sync all"),
-        ("user_segments", "--sync=user_segments"),
-        ("email_triggers", "--delete-missing"),
-        ("recommendations", "recommendations"),
+        ("user_segments", "--sync all", "unknown flag '--sync'"),
+        ("user_segments", "--sync=user_segments", "unknown flag '--sync'"),
+        (
+            "email_triggers",
+            "--delete-missing",
+            "email_triggers deletes no rows: --delete-missing works with user_segments alone",
+        ),
+        (
+            "recommendations",
+            "--decisions=x.csv",
+            "recommendations decides on no mails: --decisions works with email_triggers alone",
+        ),
+        ("recommendations", "recommendations", "unknown word 'recommendations'"),
     ],
 )
+@pytest.mark.usefixtures("marts")
 def test_a_single_sync_refuses_flags_of_others(
-    only: str, line: str, etl: Etl, marts: None, touched: Touched
+    only: str, line: str, said: str, etl: Etl, touched: Touched
 ) -> None:
     ended = etl(*line.split(), only=only)
+
+    assert ended.stderr.startswith(f"etl: {said}")
 
     assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert touched() == (0, 0, 0, 0)

@@ -423,7 +423,7 @@ def test_the_pages_reins_are_statements_that_run(servers: Servers, environment: 
     page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
 
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for sql in blocks:
         subprocess.run(psql, input=sql, text=True, check=True, timeout=30, capture_output=True)
 

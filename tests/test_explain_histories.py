@@ -1,4 +1,4 @@
-"""Random histories: of every user etl.explain says what a dry run says."""
+"""Random histories: of every user etl.explain says what a dry run says, and what a claim does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_email_histories import HISTORIES, SEGMENTS, STEPS, World
 
-from etl import email_triggers, user_segments
+from etl import email_triggers, postgres, user_segments
 from etl.explain import explain
 
 # Runs that crash and race are of no interest here, and take long.
@@ -86,4 +86,14 @@ def compare(world: World) -> None:
         user: (page["crm"]["next_run"]["change"], page["crm"]["next_run"]["columns"])
         for user, page in told.items()
         if page["crm"]["next_run"]["columns"]
+    }
+    waiting = {
+        (user, mail["template"]): mail["rests"]
+        for user, page in told.items()
+        for mail in page["mails"]["mails"]
+        if mail["status"] == "pending"
+    }
+    claimed = postgres.query(world.workers["w1"], "claim_emails", 99, "w1")
+    assert {(mail["user_id"], mail["template"]) for mail in claimed} == {
+        key for key, rests in waiting.items() if rests is None
     }

@@ -11,8 +11,9 @@ from destinations import execute
 from fixture_types import Mart
 from mails import DAY, HOUR, NOW, audience, user
 
-from etl import email_triggers
+from etl import email_triggers, postgres
 from etl.explain import explain, page, words
+from etl.postgres import Connection
 
 # Of each user the outcome of a run, and words of the page.
 KINDS: dict[str, tuple[str | None, str]] = {
@@ -134,6 +135,86 @@ def test_unsubscribes_pauses_and_the_allowlist_are_told(people: None) -> None:
     assert "unsubscribed from every mail just now (" in shown
     assert "UTC): asked for it not on the allowlist" in shown
     assert "The template win_back is paused: workers are handed none." in page.page(waits)
+
+
+# Of each user's waiting mail: why a claim now does not hand it out, for how many hours, and words.
+RESTS: dict[str, tuple[str | None, float | None, str]] = {
+    "free": (None, None, "a claim now may hand it out"),
+    "over": ("expired", None, "does not hand it out: its visit is too long ago"),
+    "silent": ("suppressed", None, "does not hand it out: the user has unsubscribed"),
+    "mailed": ("gap", 21, "since it was queued. Possible again in 21 hours ("),
+    "got": ("cooldown", 27 * 24, "the user got this template since it was queued"),
+    "greeted": ("cooldown", None, "does not hand it out: the user got this template since"),
+    "failed": ("not due", 4, "tried again later. Possible again in 4 hours ("),
+    "stopped": ("paused", None, "does not hand it out: its template is paused"),
+    "capped": ("daily cap", None, "the daily cap is reached"),
+    "behind": (None, None, "but the daily cap leaves 1, and 2 are due before it"),
+}
+_TEMPLATES = {
+    "greeted": "welcome",
+    "stopped": "loyalty",
+    "capped": "abandoned_search",
+    "behind": "b",
+    "ahead": "b",
+    "first": "b",
+}
+WAITING = (
+    "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, expires_at,"
+    " not_before) VALUES "
+    + ", ".join(
+        f"('{name}', '{_TEMPLATES.get(name, 'win_back')}', 'epoch', {9 if name == 'behind' else 3},"
+        f" '{{}}', now() + interval '{-1 if name == 'over' else 99} hours',"
+        f" {'now() + interval $$4 hours$$' if name == 'failed' else '$$epoch$$'})"
+        for name in (*RESTS, "ahead", "first")
+    ),
+    "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status,"
+    " sent_at) VALUES"
+    " ('mailed', 'phone', now(), 3, '{}', 'sent', now() - interval '3 hours'),"
+    " ('got', 'win_back', now(), 3, '{}', 'sent', now() - interval '72 hours'),"
+    " ('greeted', 'welcome', now(), 3, '{}', 'sent', now() - interval '900 days'),"
+    " ('somebody', 'abandoned_search', now(), 3, '{}', 'processing', NULL)",
+    "INSERT INTO crm.email_suppressions (user_id, template) VALUES ('silent', 'win_back')",
+    "UPDATE crm.email_templates SET min_gap = '24 hours'",
+    "UPDATE crm.email_templates SET paused = true WHERE template = 'loyalty'",
+    "UPDATE crm.email_templates SET daily_cap = 1 WHERE template = 'abandoned_search'",
+    "INSERT INTO crm.email_templates (template, daily_cap) VALUES ('b', 1)",
+)
+
+
+def test_of_a_waiting_mail_it_is_told_what_a_claim_now_does_with_it_and_why(
+    mart: Mart, database: Connection
+) -> None:
+    mart(audience(user("nobody", "regular")))
+    execute(*WAITING)
+
+    told = {name: explain(name) for name in RESTS}
+    claimed = {row["user_id"] for row in postgres.query(database, "claim_emails", 99, "w1")}
+
+    waiting = {
+        name: next(mail for mail in one["mails"]["mails"] if mail["status"] == "pending")
+        for name, one in told.items()
+    }
+    assert {name: mail["rests"] for name, mail in waiting.items()} == {
+        name: reason for name, (reason, _, _) in RESTS.items()
+    }
+    for name, (reason, hours, said) in RESTS.items():
+        until = waiting[name]["rests_until"]
+        if reason == "daily cap":
+            assert (until.hour, until.minute, until > told[name]["at"]) == (0, 0, True)
+        else:
+            assert (hours is None) == (until is None)
+            assert hours is None or abs(until - told[name]["at"] - hours * HOUR) < HOUR / 60
+        assert said in " ".join(page.page(told[name]).split())
+    # "behind" may go, but those that are due before it fill the cap.
+    assert claimed & RESTS.keys() == {"free"}
+    execute("INSERT INTO crm.email_allowlist (user_id) VALUES ('somebody')")
+    assert explain("free")["mails"]["mails"][0]["rests"] == "allowlist"
+
+
+def test_what_is_to_be_queued_of_a_template_whose_cap_is_reached_is_told(people: None) -> None:
+    execute("UPDATE crm.email_templates SET daily_cap = 1 WHERE template = 'win_back'")
+
+    assert "The daily cap of win_back is reached" in page.page(explain("fresh"))
 
 
 def test_moments_are_told_in_words_and_in_utc() -> None:

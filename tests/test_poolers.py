@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import command, segments
-from destinations import last_run
+from destinations import as_superuser, last_run
 from fixture_types import Mart, Select
 from refusing import pgbouncer
 
@@ -104,6 +104,22 @@ def test_temporary_tables_that_others_left_are_not_in_the_way(pooled: int, mart:
     mart(users("at_risk", 2))
 
     assert user_segments.sync(delete_missing=True)["updated"] == 3_000
+
+
+def test_a_role_that_another_program_left_is_not_that_of_a_run(
+    pooled: int, mart: Mart, servers: Servers
+) -> None:
+    mart(users("at_risk", 1))
+    as_superuser(servers, "CREATE ROLE stranger", "GRANT stranger TO airflow")
+    try:
+        each_session("SET ROLE stranger")
+
+        assert user_segments.sync()["inserted"] == 3_000
+        left = each_session("SELECT current_role::text AS role")
+        assert left == [[{"role": "stranger"}]] * SESSIONS
+    finally:
+        each_session("RESET ROLE")
+        as_superuser(servers, "DROP ROLE stranger")
 
 
 def test_two_runs_of_a_sync_never_overlap_in_a_pool(

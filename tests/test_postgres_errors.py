@@ -163,7 +163,11 @@ TARGETS = {
     ),
     "a rule": (
         ("ALTER TABLE crm.user_segments ADD CONSTRAINT few CHECK (total_searches < 9)",),
-        'violates check constraint "few"; the mart breaks a rule of the table',
+        'violates check constraint "few" (crm.user_segments); the mart breaks a rule of the table',
+    ),
+    "a rule of the ledger": (
+        ("ALTER TABLE etl.sync_runs ADD CONSTRAINT few CHECK (extracted <> 1)",),
+        'violates check constraint "few" (etl.sync_runs); the constraint is not of sql/postgres/',
     ),
     "no right": (
         ("REVOKE SELECT ON crm.user_segments FROM airflow",),

@@ -223,14 +223,20 @@ def _read_alone(run: Look, module: Mapping[str, Any]) -> None:
 def _failed(sync: str, error: SyncError, settings: Settings, folder: Path) -> Finding:
     if isinstance(error, Refused):
         return _refused(sync, error)
-    if not isinstance(error, warehouse.NotFoundError) or not (error.tables or error.columns):
+    if not isinstance(error, warehouse.NotFoundError):
         return failed(sync, error)
-    with contextlib.suppress(SyncError):
-        alike, names = warehouse.lookalikes(settings, folder, error.tables, error.columns)
-        seen = "what looks like it" if alike else "nothing looks like it"
-        seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
-        return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
-    return failed(sync, error)
+    alike, names = bool(error.alike), error.alike
+    if error.tables or error.columns:
+        try:
+            found, more = warehouse.lookalikes(settings, folder, error.tables, error.columns)
+        except SyncError:
+            return failed(sync, error)
+        alike, names = found or alike, [*names, *(more if found or not alike else [])]
+    elif not names:
+        return failed(sync, error)
+    seen = "what looks like it" if alike else "nothing looks like it"
+    seen += f"{'' if alike else '; tables'}: {', '.join(names)}" if names else ""
+    return failed(sync, error, f"{seen}; name it in {_where(sync, settings)}")
 
 
 def _where(sync: str, settings: Settings) -> str:

@@ -209,6 +209,12 @@ _ODD = {
         "is",
         "compare the table with sql/postgres/schema.sql, and alter its column",
     ),
+    "collation": (
+        _TABLES,
+        WARN,
+        "takes different texts for the same by its collation",
+        'let it have that of sql/postgres/schema.sql, or COLLATE "C"',
+    ),
     "not null": (
         _TABLES,
         FAIL,

@@ -11,8 +11,12 @@ from etl.errors import UsageError
 from etl.options import Options
 from etl.syncs import BY_NAME, SYNCS, that_take
 
-# Flags that some syncs take.
-_SOME = ("delete_missing", "show", "decisions")
+# Flags that some syncs take, and what the others do not do.
+_SOME = {
+    "delete_missing": "deletes no rows",
+    "show": "shows no changes",
+    "decisions": "decides on no mails",
+}
 
 _ABOUT = (
     "Bring dbt's marts from DuckDB to Postgres and Redis; safe to run twice.",
@@ -78,6 +82,10 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
             "--shards is gone: a sync of any size runs in the same memory; leave it out"
             " (--shard I/N loads one shard, for schedulers)"
         )
+    for name, does_not in _SOME.items() if only else ():
+        written = {word.partition("=")[0].replace("_", "-") for word in words}
+        if only not in that_take(name) and arguments.dashed(name) in written:
+            raise UsageError(f"{only} {does_not}: {_works_with(name)}")
     flags = arguments.parse(Flags, words, _hidden(only))
     if flags is None:
         return None
@@ -87,8 +95,7 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
     for name in _SOME:
         able = that_take(name)
         if getattr(flags, name) and flags.sync not in able:
-            one = f"{arguments.dashed(name)} works with {' or '.join(able)} alone"
-            raise UsageError(f"{one}; add --sync {able[0]}")
+            raise UsageError(f"{_works_with(name)}; add --sync {able[0]}")
     # It checks them.
     Options(
         flags.dry_run,
@@ -98,6 +105,10 @@ def parse(words: list[str], only: str | None = None) -> Flags | None:
         decisions=flags.decisions,
     )
     return flags
+
+
+def _works_with(flag: str) -> str:
+    return f"{arguments.dashed(flag)} works with {' or '.join(that_take(flag))} alone"
 
 
 def shard_of(flags: Flags) -> tuple[int, int] | None:

@@ -111,6 +111,8 @@ def _mail_decisions(mails: Told, mart: Told, now: dt.datetime) -> Lines:
         yield f"A run now: {_decided(one, now)}."
         if one["template"] in mails["paused"]:
             yield f"The template {one['template']} is paused: workers are handed none."
+        if one["template"] in mails["cap_reached"]:
+            yield f"The daily cap of {one['template']} is reached: none goes out before 00:00 UTC."
     if not decision["decisions"]:
         yield f"A run now: no mail, because {_no_occasion(decision, mart)}."
 
@@ -148,8 +150,8 @@ def _mail(mail: Told, now: dt.datetime) -> Lines:
     }[status]
     yield f"- {mail['template']} {state}"
     yield f"    for the visit {when(mail['episode_at'], now)}"
-    if status == "pending" and mail["not_before"] and mail["not_before"] > now:
-        yield f"    next attempt {when(mail['not_before'], now)}"
+    if status == "pending":
+        yield f"    a claim now {words.claim(mail, now)}"
     if status == "pending" and mail["expires_at"] and mail["expires_at"].year < 9999:
         yield f"    expires {when(mail['expires_at'], now)}"
 

@@ -51,6 +51,21 @@ _CANCELS = {
     "holdout": "one of those who get none, to measure what mails do",
 }
 
+# Why a claim hands a waiting mail to nobody: crm.email_waiting in sql/postgres/schema.sql.
+_RESTS = {
+    "expired": "its visit is too long ago",
+    "suppressed": "the user has unsubscribed",
+    "allowlist": "the user is not on the allowlist",
+    "paused": "its template is paused",
+    "cooldown": "the user got this template since it was queued",
+    "gap": "the user was mailed since it was queued",
+    "not due": "it was not sent, or another stood in its way, and is tried again later",
+    "daily cap": "the daily cap is reached",
+}
+
+# explain_mails.sql counts no further.
+_MOST_COUNTED = 1000
+
 # Visits of a mart that has none (rules.NO_EPISODE_DATE).
 _NO_VISIT_YEAR = 9999
 
@@ -97,6 +112,24 @@ def outcome(word: str, template: str) -> str:
 def cancelled(reason: str | None) -> str:
     """Why a mail was cancelled."""
     return _CANCELS.get(reason or "", reason or "")
+
+
+def claim(mail: dict[str, Any], now: dt.datetime) -> str:
+    """What a claim now does with a waiting mail, and why: `may hand it out`."""
+    if why := mail["rests"]:
+        until = mail["rests_until"]
+        again = f". Possible again {when(until, now)}" if until else ""
+        return f"does not hand it out: {_RESTS.get(why, why)}{again}"
+    left, before = mail["cap_left"], mail["due_before"]
+    if left is None or before < left:
+        return "may hand it out"
+    return (
+        f"may hand it out, but the daily cap leaves {left:,}, and {_few(before)} are due before it"
+    )
+
+
+def _few(mails: int) -> str:
+    return f"{mails:,} or more" if mails == _MOST_COUNTED else f"{mails:,}"
 
 
 def columns(row: dict[str, Any]) -> str:

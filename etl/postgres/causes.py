@@ -153,6 +153,11 @@ _CAUSES = (
     ),
     Cause(r"22P05 ", "; use a database in UTF8 (SHOW server_encoding), or correct the mart"),
     Cause(r"P0... |.* raised an error", "; the server's log has its words"),
+    Cause(
+        r"23... .*\(etl\.\w+\)",
+        "; the constraint is not of sql/postgres/schema.sql: drop it, or let it allow what runs"
+        " write there",
+    ),
     Cause(r"23... ", "; the mart breaks a rule of the table: correct one of the two"),
     Cause(r""),
 )

@@ -121,7 +121,8 @@ def _answer(sqlstate: str, fields: dict[str, str]) -> _Message:
         name = f"the function {found[1]}" if found else "a function"
         return _Message(sqlstate, f"{name} raised an error (SQLSTATE {sqlstate})")
     if _NAMES_ONLY.match(sqlstate) and (primary := fields.get("MESSAGE_PRIMARY")):
-        return _Message(sqlstate, primary)
+        table = _table(fields) if sqlstate.startswith("23") else ""
+        return _Message(sqlstate, f"{primary} ({table})" if table else primary)
     words = next(_OUR_WORDS[key] for key in (sqlstate, sqlstate[:2], "") if key in _OUR_WORDS)
     return _Message(sqlstate, f"{words} ({_place(fields)}SQLSTATE {sqlstate})")
 
@@ -130,9 +131,12 @@ def _place(fields: dict[str, str]) -> str:
     """The column that a value was for, as far as the server names it."""
     copied = _COPIED_COLUMN.match(fields.get("CONTEXT", ""))
     column = fields.get("COLUMN_NAME") or (copied[1] if copied else "")
-    table = ".".join(fields[key] for key in ("SCHEMA_NAME", "TABLE_NAME") if key in fields)
-    named = (("column", column), ("table", table), ("type", fields.get("DATATYPE_NAME")))
+    named = (("column", column), ("table", _table(fields)), ("type", fields.get("DATATYPE_NAME")))
     return "".join(f"{what} {name}, " for what, name in named if name)
+
+
+def _table(fields: dict[str, str]) -> str:
+    return ".".join(fields[key] for key in ("SCHEMA_NAME", "TABLE_NAME") if key in fields)
 
 
 def _heard(text: str, connecting: bool) -> _Message:

@@ -35,7 +35,11 @@ _T = TypeVar("_T")
 
 # Said by ourselves, because the driver knows no savepoints in a transaction that it began; as a
 # script, because that is one message: a pooler might give the second of two to another session.
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# The role is that of the login, also where another program of the pool left another one.
+_BEGIN = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED;"
+    " SET LOCAL session_authorization TO DEFAULT; SET LOCAL role TO DEFAULT"
+)
 _STATUS, _OPEN = "adbc.postgresql.transaction_status", ("intrans", "active")
 
 

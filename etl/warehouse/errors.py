@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from etl.errors import SyncError, Transient
@@ -78,7 +80,11 @@ _OF_VALUES = re.compile(
 # an address.
 _WORD = r"(?:[A-Za-z]+|U?INT\d+)(?=[ ,:!]|$)"
 _FIRST_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD})*")
-_ABSENT_COLUMN = re.compile(r'Referenced column "(\w+)" (?:was )?not found')
+_ABSENT_COLUMN = re.compile(
+    r'\b[Cc]olumn (?:named )?"(\w+)"(?: (?:was )?not found| does not exist| in \w+ list not|$)',
+    re.MULTILINE,
+)
+_CANDIDATES = re.compile(r"^Candidate (?:binding|table)s: .*$", re.MULTILINE)
 _COLUMN = re.compile(r'(?:casting from source column |converting column ")(\w+)')
 
 
@@ -89,10 +95,18 @@ class WarehouseLocked(Transient):
 class NotFoundError(SyncError):
     """A table or columns that the warehouse does not have, hence perhaps by other names."""
 
-    def __init__(self, text: str, tables: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
-        """`tables` and `columns` are the names that were looked for."""
+    def __init__(
+        self,
+        text: str,
+        tables: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        names: Sequence[str] = (),
+    ) -> None:
+        """`tables` and `columns` were looked for, among them by the `names` that the query has."""
         super().__init__(text)
         self.tables, self.columns = tables, columns
+        alike = (get_close_matches(one, names, cutoff=0.5) for one in columns)
+        self.alike = [*dict.fromkeys(chain.from_iterable(alike) if columns else names)]
 
 
 def to_sync_error(
@@ -107,9 +121,10 @@ def to_sync_error(
                 words = (" ".join((group or "").split()) for group in found.groups())
                 locked = WarehouseLocked if meaning.startswith("locked") else SyncError
                 return locked(f"{what} {path}: {meaning.format(*words)}")
-    absent = _ABSENT_COLUMN.findall(message) if kind == "Binder Error" else []
+    binding = message if kind == "Binder Error" else ""
+    names = re.findall(r'"([^"]+)"', "".join(_CANDIDATES.findall(binding)))
     line = f"{what} {path}: {_told(error, kind, message)}; {otherwise}"
-    return NotFoundError(line, columns=absent)
+    return NotFoundError(line, columns=_ABSENT_COLUMN.findall(binding), names=names)
 
 
 def _told(error: BaseException, kind: str, message: str) -> str:

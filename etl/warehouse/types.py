@@ -66,6 +66,7 @@ def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], orig
         raise NotFoundError(
             f"{origin}: {'; '.join(problems)}; correct the mart or cast in that file",
             columns=absent,
+            names=[name for name in names if absent and name not in contract.columns()],
         )
 
 

@@ -11,6 +11,7 @@ WITH asked AS (
 
 columns AS (
     SELECT a.name AS tab, c.attname::text AS name, c.atttypid, c.atttypmod, c.attnotnull,
+        c.attcollation,
         c.atthasdef OR c.attidentity <> '' OR c.attgenerated <> '' AS is_filled,
         a.columns ->> c.attname::text AS type
     FROM asked AS a
@@ -46,6 +47,11 @@ UNION ALL
 SELECT 'type', tab || '.' || name, format_type(atttypid, atttypmod) || ' and not ' || type
 FROM columns
 WHERE type IS NOT NULL AND atttypid <> to_regtype(type)
+UNION ALL
+SELECT 'collation', c.tab || '.' || c.name, quote_ident(o.collname)
+FROM columns AS c
+JOIN pg_catalog.pg_collation AS o ON o.oid = c.attcollation
+WHERE c.type IS NOT NULL AND NOT o.collisdeterministic
 UNION ALL
 SELECT 'not null', tab || '.' || name, ''
 FROM columns

@@ -52,51 +52,23 @@ next AS MATERIALIZED (
         CROSS JOIN LATERAL (
             SELECT q.id, w.not_before, w.created_at
             FROM crm.email_due(a.template, a.priority, a.window_size) AS w
-            JOIN crm.email_queue AS q ON q.id = w.id
-            WHERE
-                -- Once more, because another claim may have been faster.
-                q.status = 'pending'
-                AND q.not_before <= pg_catalog.statement_timestamp()
-                AND (q.expires_at IS NULL OR q.expires_at > pg_catalog.statement_timestamp())
-                -- OFFSET 0 keeps these a look-up per mail: the planner might read the whole table.
-                AND NOT EXISTS (
-                    SELECT
-                    FROM crm.email_suppressions AS s
-                    WHERE s.user_id = w.user_id AND s.template IN ('*', a.template)
-                    OFFSET 0
-                )
-                AND (
-                    NOT EXISTS (SELECT FROM crm.email_allowlist)
-                    OR EXISTS (
-                        SELECT FROM crm.email_allowlist AS l WHERE l.user_id = w.user_id OFFSET 0
-                    )
-                )
-                -- What was sent since it was queued, by a late report or without the queue.
-                AND NOT EXISTS (
-                    SELECT
-                    FROM (
-                        -- By the user's mails, not by all that were sent: no index has these.
-                        SELECT
-                            u.template,
-                            coalesce(u.sent_at, '-infinity'::pg_catalog.timestamptz) AS sent_at
-                        FROM crm.email_queue AS u
-                        WHERE u.user_id = w.user_id AND a.has_rule
-                        OFFSET 0
-                    ) AS o
-                    WHERE
-                        o.sent_at > pg_catalog.statement_timestamp() - a.min_gap
-                        OR (
-                            o.template = a.template
-                            AND o.sent_at > coalesce(
-                                pg_catalog.statement_timestamp() - a.cooldown,
-                                '-infinity'::pg_catalog.timestamptz
-                            )
-                        )
-                    OFFSET 0
-                )
+            -- A look-up per mail, whatever the planner thinks, which locks what is taken and no more.
+            CROSS JOIN LATERAL (
+                SELECT l.id
+                FROM crm.email_queue AS l
+                CROSS JOIN LATERAL crm.email_rest(
+                    l.user_id, a.template, l.expires_at, a.has_rule, a.cooldown, a.min_gap
+                ) AS r
+                WHERE
+                    l.id = w.id
+                    -- Once more, because another claim may have been faster.
+                    AND l.status = 'pending'
+                    AND l.not_before <= pg_catalog.statement_timestamp()
+                    AND r.reason IS NULL
+                FOR UPDATE OF l SKIP LOCKED
+            ) AS q
             ORDER BY w.not_before, w.created_at, w.id
             LIMIT a.most
-            FOR UPDATE OF q SKIP LOCKED
         ) AS m
         WHERE a.priority = p.priority
         ORDER BY m.not_before, m.created_at, m.id

@@ -1,4 +1,5 @@
--- Whether an allowlist keeps the user $1 from being mailed, and which templates are paused.
+-- Whether an allowlist keeps the user $1 from being mailed, which templates are paused, and whose daily
+-- cap is reached.
 SELECT
     EXISTS (SELECT FROM crm.email_allowlist)
     AND NOT EXISTS (SELECT FROM crm.email_allowlist AS a WHERE a.user_id = $1) AS not_on_allowlist,
@@ -6,4 +7,9 @@ SELECT
         SELECT coalesce(array_agg(template ORDER BY template), '{}')
         FROM crm.email_templates
         WHERE paused
-    ) AS paused
+    ) AS paused,
+    (
+        SELECT coalesce(array_agg(template ORDER BY template), '{}')
+        FROM crm.email_templates
+        WHERE daily_cap <= crm.email_cap_used(template)
+    ) AS cap_reached

@@ -337,10 +337,10 @@ END;
 -- The first mails of a template and priority that are due, in the order in which workers claim. One
 -- SELECT without settings of its own, so that Postgres inlines it and reads no more than is asked for.
 CREATE OR REPLACE FUNCTION crm.email_due(kind text, urgency smallint, most bigint)
-RETURNS TABLE (id bigint, user_id text, not_before timestamptz, created_at timestamptz)
+RETURNS TABLE (id bigint, not_before timestamptz, created_at timestamptz)
 LANGUAGE sql STABLE
 AS $$
-    SELECT q.id, q.user_id, q.not_before, q.created_at
+    SELECT q.id, q.not_before, q.created_at
     FROM crm.email_queue AS q
     WHERE
         q.status = 'pending'
@@ -351,6 +351,92 @@ AS $$
     LIMIT most
 $$;
 
+-- makes: crm.email_rest
+-- Why a waiting mail of a user and template is handed to nobody, null where it may go: its visit is
+-- too old, the user has unsubscribed or is not on the allowlist, or was mailed since it was queued (by
+-- a late report or without the queue). And until when, of the last; null: for ever. One SELECT
+-- without settings of its own, so that Postgres inlines it: claims ask for each mail they look at.
+CREATE OR REPLACE FUNCTION crm.email_rest(
+    who text, kind text, over timestamptz, has_rule boolean, cooldown interval, min_gap interval
+)
+RETURNS TABLE (reason text, until timestamptz)
+LANGUAGE sql STABLE
+AS $$
+    SELECT
+        CASE
+            WHEN over <= pg_catalog.statement_timestamp() THEN 'expired'
+            -- OFFSET 0 keeps these a look-up per mail: the planner might read the whole table.
+            WHEN EXISTS (
+                SELECT
+                FROM crm.email_suppressions AS s
+                WHERE s.user_id = who AND s.template IN ('*', kind)
+                OFFSET 0
+            ) THEN 'suppressed'
+            WHEN
+                EXISTS (SELECT FROM crm.email_allowlist)
+                AND NOT EXISTS (
+                    SELECT FROM crm.email_allowlist AS l WHERE l.user_id = who OFFSET 0
+                )
+                THEN 'allowlist'
+            -- By the user's mails, not by all that were sent: no index has these.
+            WHEN has_rule THEN (
+                SELECT
+                    CASE
+                        WHEN pg_catalog.bool_or(
+                            u.template = kind
+                            AND coalesce(
+                                u.sent_at > pg_catalog.statement_timestamp() - cooldown,
+                                u.sent_at IS NOT NULL
+                            )
+                        ) THEN 'cooldown'
+                        WHEN pg_catalog.bool_or(
+                            u.sent_at > pg_catalog.statement_timestamp() - min_gap
+                        ) THEN 'gap'
+                    END
+                FROM crm.email_queue AS u
+                WHERE u.user_id = who
+            )
+        END,
+        (
+            SELECT
+                nullif(
+                    pg_catalog.max(
+                        CASE
+                            WHEN u.template = kind AND u.sent_at IS NOT NULL
+                                THEN greatest(
+                                    coalesce(u.sent_at + cooldown, 'infinity'), u.sent_at + min_gap
+                                )
+                            ELSE u.sent_at + min_gap
+                        END
+                    ),
+                    'infinity'
+                )
+            FROM crm.email_queue AS u
+            WHERE u.user_id = who
+        )
+$$;
+
+-- makes: crm.email_cap_used
+-- How many mails of a template count for its daily cap: those that were sent today (UTC), also without
+-- the queue, and those that workers hold.
+CREATE OR REPLACE FUNCTION crm.email_cap_used(kind text) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT count(*)
+    FROM (
+        SELECT FROM crm.email_queue AS q
+        WHERE
+            q.template = kind
+            AND q.sent_at >= date_trunc(
+                'day', statement_timestamp() AT TIME ZONE 'UTC'
+            ) AT TIME ZONE 'UTC'
+        UNION ALL
+        SELECT FROM crm.email_queue AS q
+        WHERE q.template = kind AND q.status = 'processing'
+    ) AS m
+$$;
+
 -- makes: crm.email_cap_left
 -- How many mails of a template may still be handed out today (UTC): none while another claim of
 -- it is not committed. Two statements, the second of which sees what a claim before it committed.
@@ -358,23 +444,70 @@ CREATE OR REPLACE FUNCTION crm.email_cap_left(kind text, cap int) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    today timestamptz := date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
-    used bigint;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('crm.email_cap.' || kind, 0)) THEN
         RETURN 0;
     END IF;
-    SELECT count(*) INTO used
-    FROM (
-        SELECT FROM crm.email_queue AS q
-        WHERE q.template = kind AND q.sent_at >= today
-        UNION ALL
-        SELECT FROM crm.email_queue AS q
-        WHERE q.template = kind AND q.status = 'processing'
-    ) AS m;
-    RETURN greatest(cap - used, 0);
+    RETURN greatest(cap - crm.email_cap_used(kind), 0);
 END
+$$;
+
+-- makes: crm.email_waiting
+-- The mails that wait, and why a claim now would hand each to nobody and until when (until is null: as
+-- long as nothing changes); reason is null where it may go. claim_emails.sql does by the same functions.
+CREATE OR REPLACE FUNCTION crm.email_waiting()
+RETURNS TABLE (id bigint, user_id text, template text, reason text, until timestamptz)
+LANGUAGE sql STABLE
+AS $$
+    WITH templates AS MATERIALIZED (
+        SELECT
+            t.template,
+            t.paused,
+            t.cooldown,
+            t.min_gap,
+            t.daily_cap <= crm.email_cap_used(t.template) AS is_full
+        FROM crm.email_templates AS t
+    ),
+
+    mails AS (
+        SELECT
+            q.id,
+            q.user_id,
+            q.template,
+            q.not_before,
+            r.until,
+            CASE
+                WHEN r.reason IN ('expired', 'suppressed', 'allowlist') THEN r.reason
+                WHEN t.paused THEN 'paused'
+                WHEN r.reason IS NOT NULL THEN r.reason
+                WHEN q.not_before > pg_catalog.statement_timestamp() THEN 'not due'
+                WHEN t.is_full THEN 'daily cap'
+            END AS reason
+        FROM crm.email_queue AS q
+        LEFT JOIN templates AS t ON t.template = q.template
+        CROSS JOIN LATERAL (
+            SELECT r.reason, r.until
+            FROM crm.email_rest(
+                q.user_id, q.template, q.expires_at, t.template IS NOT NULL, t.cooldown, t.min_gap
+            ) AS r
+            OFFSET 0 -- once a mail
+        ) AS r
+        WHERE q.status = 'pending'
+    )
+
+    SELECT
+        m.id,
+        m.user_id,
+        m.template,
+        m.reason,
+        CASE
+            WHEN m.reason IN ('cooldown', 'gap') THEN m.until
+            WHEN m.reason = 'not due' THEN m.not_before
+            WHEN m.reason = 'daily cap' THEN pg_catalog.date_trunc(
+                'day', pg_catalog.statement_timestamp() AT TIME ZONE 'UTC'
+            ) AT TIME ZONE 'UTC' + INTERVAL '1 day'
+        END
+    FROM mails AS m
 $$;
 
 -- makes: crm.record_sent_email

@@ -3,17 +3,21 @@
 -- Only new and different rows are written, so that synced_at means what it says.
 -- $1: new users go by a plain INSERT, which costs half of ON CONFLICT, but ends in a unique
 -- violation when another session has just added one of them.
+-- Texts are compared as bytes, whatever collation the table has: COLLATE "C".
 -- What was inserted and updated is what RETURNING answered, because a trigger may drop a row in
 -- silence; `unwritten` counts those.
 WITH changes AS MATERIALIZED (
-    SELECT s.*, t.user_id IS NULL AS is_new, (t.segment IS DISTINCT FROM s.segment) AS is_other_segment
+    SELECT
+        s.*,
+        t.user_id IS NULL AS is_new,
+        (t.segment COLLATE "C" IS DISTINCT FROM s.segment) AS is_other_segment
     FROM pg_temp.staging AS s
     LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
     WHERE
         t.user_id IS NULL
         OR (
             t.synced_at <> now() -- a trigger may have changed what was written
-            AND (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+            AND (t.segment COLLATE "C", t.total_searches, t.total_conversions, t.lifetime_value)
             IS DISTINCT FROM
             (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
         )
@@ -46,11 +50,11 @@ upserted AS (
         total_conversions = excluded.total_conversions,
         lifetime_value = excluded.lifetime_value,
         previous_segment = CASE
-            WHEN t.segment IS DISTINCT FROM excluded.segment THEN t.segment
+            WHEN t.segment COLLATE "C" IS DISTINCT FROM excluded.segment THEN t.segment
             ELSE t.previous_segment
         END,
         segment_changed_at = CASE
-            WHEN t.segment IS DISTINCT FROM excluded.segment THEN excluded.segment_changed_at
+            WHEN t.segment COLLATE "C" IS DISTINCT FROM excluded.segment THEN excluded.segment_changed_at
             ELSE t.segment_changed_at
         END,
         synced_at = excluded.synced_at

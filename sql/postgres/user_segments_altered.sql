@@ -1,6 +1,6 @@
 -- How many staged users crm.user_segments does not hold as they were staged. They are looked for
 -- only where the table is not that of schema.sql: a trigger may change or delete what RETURNING
--- answered, another type may round it, a view may hide it.
+-- answered, another type may round it, a collation may take two keys for one, a view may hide it.
 WITH tables AS (
     SELECT 'crm.user_segments'::regclass AS oid
     UNION
@@ -18,7 +18,9 @@ plain_columns AS (
         ('total_conversions', 'bigint'),
         ('lifetime_value', 'numeric(14,2)')
     ) AS c (name, type) ON a.attname = c.name AND format_type(a.atttypid, a.atttypmod) = c.type
-    WHERE a.attrelid = 'crm.user_segments'::regclass
+    LEFT JOIN pg_catalog.pg_collation AS o ON o.oid = a.attcollation
+    WHERE
+        a.attrelid = 'crm.user_segments'::regclass AND coalesce(o.collisdeterministic, true)
 ),
 
 is_plain AS (
@@ -42,8 +44,13 @@ WHERE
     AND NOT EXISTS (
         SELECT FROM crm.user_segments AS t
         WHERE
-            t.user_id = s.user_id
-            AND (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+            t.user_id COLLATE pg_catalog."C" = s.user_id
+            AND (
+                t.segment COLLATE pg_catalog."C",
+                t.total_searches,
+                t.total_conversions,
+                t.lifetime_value
+            )
             IS NOT DISTINCT FROM
             (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
     )

@@ -14,7 +14,7 @@ changes AS (
         s.user_id,
         CASE WHEN t.user_id IS NULL THEN 'insert' ELSE 'update' END AS change,
         array_remove(ARRAY[
-            CASE WHEN s.segment IS DISTINCT FROM t.segment THEN 'segment' END,
+            CASE WHEN s.segment COLLATE "C" IS DISTINCT FROM t.segment THEN 'segment' END,
             CASE WHEN s.total_searches IS DISTINCT FROM t.total_searches THEN 'total_searches' END,
             CASE
                 WHEN s.total_conversions IS DISTINCT FROM t.total_conversions

@@ -8,18 +8,18 @@ WITH updated AS (
         total_conversions = s.total_conversions,
         lifetime_value = s.lifetime_value,
         previous_segment = CASE
-            WHEN t.segment IS DISTINCT FROM s.segment THEN t.segment
+            WHEN t.segment COLLATE "C" IS DISTINCT FROM s.segment THEN t.segment
             ELSE t.previous_segment
         END,
         segment_changed_at = CASE
-            WHEN t.segment IS DISTINCT FROM s.segment THEN now()
+            WHEN t.segment COLLATE "C" IS DISTINCT FROM s.segment THEN now()
             ELSE t.segment_changed_at
         END,
         synced_at = now()
     FROM pg_temp.staging AS s
     WHERE
         t.user_id = s.user_id
-        AND (t.segment, t.total_searches, t.total_conversions, t.lifetime_value)
+        AND (t.segment COLLATE "C", t.total_searches, t.total_conversions, t.lifetime_value)
         IS DISTINCT FROM
         (s.segment, s.total_searches, s.total_conversions, s.lifetime_value)
     RETURNING t.segment_changed_at = now() AS is_other_segment
