@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import new_class
-from typing import TYPE_CHECKING
 
 import dataframely as dy
 import polars as pl
@@ -21,16 +21,12 @@ from etl.mail import decisions, payloads, rules, templates, visits, warnings
 from etl.mail.merge import merge
 from etl.mail.rules import Rule
 from etl.options import Options
+from etl.result import SyncResult
 from etl.run import Run, execute
 from etl.run.contract import without_nul
 from etl.settings import Settings
 from etl.user_segments import UserSegment
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from etl.result import SyncResult
-    from etl.warehouse import Spool
+from etl.warehouse import Spool
 
 # A mart older than that has the queue read again, with what older visits need.
 _EXPECTED_AGE = dt.timedelta(days=7)

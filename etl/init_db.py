@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from etl import cli, postgres
 from etl.cli import report
@@ -15,9 +16,6 @@ from etl.mail import templates
 from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _LOCK_TIMEOUT = "55P03"  # the SQLSTATE
 

@@ -76,11 +76,7 @@ def sync(
 
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
-    reading = run.read_target(TABLE, UserSegment)  # while the mart is read
-    # In order where the rows are staged as they come; what differs from a target is sorted later.
-    segments = run.read(UserSegment, transform, ordered=reading is None)
-    target = reading.result() if reading else None
-    run.stage("staging", segments, target)
+    segments, target = run.read_and_stage("staging", UserSegment, transform, TABLE)
     if run.options.delete_missing and target is not None:
         run.stage_missing("gone", target, segments)
     if run.options.show:
@@ -115,6 +111,8 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
 
 def _merge(run: Run) -> dict[str, int]:
     """Update the users who are there, and insert those whom that did not find."""
+    if (inserted := run.insert_all(_MERGE, "user_segments_insert")) is not None:
+        return {"inserted": inserted, "updated": 0, "changed_segment": 0}
     merged = {"inserted": 0, **run.merge(_UPDATE)}
     if merged.pop("remaining"):
         for name, count in run.merge_new(_MERGE).items():

@@ -19,7 +19,7 @@ from demo import sample
 from demo.embedded import Servers
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import Cancelled, SyncError
-from etl.postgres import in_thread
+from etl.plumbing.threads import in_thread
 from etl.settings import Settings
 from etl.warehouse import file
 

@@ -40,11 +40,16 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     staged = re.findall(r"(\w+) = s\.(\w+)", update)
     differing = re.search(r"\((t\.[^)]*)\)\s+IS DISTINCT FROM\s+\((s\.[^)]*)\)", update)
     assert differing is not None
+    first = (SQL / "user_segments_insert.sql").read_text()
+    first_lists = re.search(r"\(([^)]*)\)\nSELECT ([^;]*?)\nFROM", first)
+    assert first_lists is not None
     current = (SQL / "user_segments_current.sql").read_text()
     read_back = re.search(r"SELECT ([^;]*?)\nFROM", current)
     assert read_back is not None
     shown = (SQL / "user_segments_changes.sql").read_text()
-    pairs = re.findall(r"s\.(\w+) IS DISTINCT FROM t\.(\w+)\s+THEN '(\w+)'", shown)
+    pairs = re.findall(
+        r"s\.(\w+)(?: COLLATE \"C\")? IS DISTINCT FROM t\.(\w+)\s+THEN '(\w+)'", shown
+    )
     deletes = re.search(r"'delete', '\{(.*?)\}'", shown)
     assert deletes is not None
 
@@ -57,10 +62,14 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         "user_segments_changes.sql": {a for a, b, c in pairs if a == b == c} | {"user_id"},
         "user_segments_changes.sql, delete": {_name(one) for one in deletes[1].split(",")}
         | {"user_id"},
+        **{
+            f"user_segments_insert.sql, {place}": {_name(one) for one in names.split(",")}
+            for place, names in zip(("INSERT", "SELECT"), first_lists.groups(), strict=True)
+        },
         "user_segments_update.sql, SET": {a for a, b in staged if a == b} | {"user_id"},
         **{
             f"user_segments_update.sql, comparison of {side[0]}": {
-                one.strip()[2:] for one in side.split(",")
+                _name(one.strip()[2:]) for one in side.split(",")
             }
             | {"user_id"}
             for side in differing.groups()
@@ -72,7 +81,7 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
         },
         **{
             f"user_segments.sql, comparison of {side[0]}": {
-                one.strip()[2:] for one in side.split(",")
+                _name(one.strip()[2:]) for one in side.split(",")
             }
             | {"user_id"}
             for side in compared[0]
@@ -114,4 +123,4 @@ def test_the_query_of_a_mart_returns_the_columns_of_its_contract(
 
 
 def _name(column: str) -> str:
-    return column.strip().partition("::")[0]
+    return re.split("::| COLLATE ", column.strip())[0]

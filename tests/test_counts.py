@@ -386,7 +386,9 @@ def test_counts_have_the_names_that_the_run_expects(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch, renamed: tuple[str, str, str, str]
 ) -> None:
     file, was, now, said = renamed
-    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    mart(segments("('z', 'at_risk', 1, 0, 0)"))
+    user_segments.sync()
+    mart(segments("('z', 'at_risk', 1, 0, 0), ('a', 'at_risk', 1, 0, 0)"))
     change(monkeypatch, file, was, now)
 
     error = failure(
@@ -397,7 +399,7 @@ def test_counts_have_the_names_that_the_run_expects(
 
     assert f"sql/postgres/{file}.sql: wrong counts: " in error
     assert said in error
-    assert not select("SELECT FROM crm.user_segments")
+    assert select("SELECT user_id FROM crm.user_segments") == [{"user_id": "z"}]
     assert not select("SELECT user_id, template, status, created_at FROM crm.email_queue")
 
 

@@ -61,7 +61,7 @@ def test_a_run_that_fails_leaves_no_folder(
         assert list(parent.glob("*/mart"))
         raise error
 
-    monkeypatch.setattr(Run, "stage", fail)
+    monkeypatch.setattr(Run, "count", fail)
     mart(segments("('a', 'regular', 1, 0, 0)"))
 
     with pytest.raises((SyncError, KeyboardInterrupt)):

@@ -20,7 +20,8 @@ from pace import HANG, soon
 from etl import email_triggers, postgres, recommendations, user_segments
 from etl.errors import AlreadyRunning, SyncError, UsageError
 from etl.options import Options
-from etl.postgres import in_thread, sessions
+from etl.plumbing.threads import in_thread
+from etl.postgres import sessions
 from etl.run import Attempt, ledger
 from etl.settings import Settings
 

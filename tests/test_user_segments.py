@@ -19,9 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl import postgres, user_segments, warehouse
+from etl.errors import SyncError
 from etl.postgres import Connection
 from etl.settings import Settings
 from etl.warehouse import stream
+
+# More users than a batch of 2,048 takes.
+CROWD = (
+    "INSERT INTO mart_user_segments BY NAME"
+    " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+    " FROM mart_user_segments, range(9999) AS r(n)"
+)
+SESSIONS = "SELECT FROM pg_stat_activity WHERE application_name LIKE 'etl.user_segments %'"
 
 
 def test_a_first_run_inserts_every_user(mart: Mart, select: Select) -> None:
@@ -163,16 +172,35 @@ def test_a_mart_read_in_batches_comes_to_the_same(
     assert changed == ["a", "a5"]
 
 
+def test_a_first_load_that_fails_half_way_leaves_nothing(
+    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its COPY is under way by then, and ends with it."""
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    sizes: list[int] = []
+
+    def fail(rows: pl.DataFrame) -> pl.DataFrame:
+        sizes.append(len(rows))
+        if len(sizes) == 3:
+            raise ValueError("no third batch")
+        return rows.drop("built_at")
+
+    monkeypatch.setattr(user_segments, "transform", fail)
+    mart(segments("('a', 'regular', 1, 0, 0)"), CROWD)
+
+    with pytest.raises(SyncError, match="unexpected ValueError"):
+        user_segments.sync()
+
+    assert not select("SELECT FROM crm.user_segments")
+    assert [run["status"] for run in select("SELECT status FROM etl.sync_runs")] == ["failed"]
+    assert not select(f"{SESSIONS} AND state <> 'idle'")
+
+
 def test_twins_are_rejected_also_where_the_mart_need_not_be_sorted(
     mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
-    crowd = (
-        "INSERT INTO mart_user_segments BY NAME"
-        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
-        " FROM mart_user_segments, range(9999) AS r(n)"
-    )
-    mart(segments("('a', 'regular', 1, 0, 0)"), crowd)
+    mart(segments("('a', 'regular', 1, 0, 0)"), CROWD)
     user_segments.sync()
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")
     second = user_segments.sync()

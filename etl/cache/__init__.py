@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 
@@ -18,11 +19,7 @@ from etl.cache.topology import Batch
 from etl.cache.writer import RedisWriter
 from etl.plumbing import cancellation, log
 from etl.plumbing.counted import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from etl.settings import Settings
+from etl.settings import Settings
 
 __all__ = [
     "BATCH_KEYS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -16,9 +16,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from etl.cache.resp import Reader
 from etl.cache.topology import SLOTS, Cluster, SingleServer, check_address
 from etl.errors import SyncError, UsageError
-
-if TYPE_CHECKING:
-    from etl.settings import Settings
+from etl.settings import Settings
 
 _FILES = {
     "redis_ca_file": "ssl_ca_certs",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
 
 import redis
 from redis.exceptions import AskError, ClusterDownError, TryAgainError
 from redis.sentinel import MasterNotFoundError
 
 from etl.errors import SyncError, Transient
-
-if TYPE_CHECKING:
-    from etl.settings import Settings
+from etl.settings import Settings
 
 _REACHABLE = "is it up, and are REDIS_HOST, REDIS_PORT and REDIS_TLS right?"
 _REDIS = "are REDIS_HOST, REDIS_PORT and REDIS_TLS those of a Redis server?"

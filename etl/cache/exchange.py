@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import hiredis
 import redis
 from redis.exceptions import InvalidResponse
 
 from etl.cache import resp
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 def ping(connection: Any) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import redis
 from redis.exceptions import InvalidResponse
 
 from etl.cache.exchange import refusals, replies, send_packed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from etl.cache.topology import Batch
+from etl.cache.topology import Batch
 
 Refusals: TypeAlias = list[tuple[tuple[str, bytes], Exception]]
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 from redis.exceptions import AskError, ClusterDownError, InvalidResponse
 
 from etl.cache.errors import is_retryable
 from etl.cache.exchange import replies, send
+from etl.cache.topology import Batch, Cluster, Route, SingleServer
 from etl.cache.writer import MAX_REDIRECTS, retry_redis
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from etl.cache.topology import Batch, Cluster, Route, SingleServer
 
 
 class Lookup:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
+from redis.sentinel import Sentinel
 
 from etl.cache.clients import Client, cluster_of, server_clients
 from etl.cache.errors import problem, to_sync_error
 from etl.cache.exchange import ping, try_command
 from etl.cache.topology import SLOTS
 from etl.cache.writer import retry_redis
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from redis.sentinel import Sentinel
-
-    from etl.settings import Settings
-
+from etl.settings import Settings
 
 # How to see that keys are there, the best first; a dry run needs their values as well.
 _READS = ("MGET", "GET", "EXISTS")

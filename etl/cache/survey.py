@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 
+from etl.cache.clients import Client
 from etl.cache.errors import problem, to_sync_error
 from etl.cache.exchange import ask
 from etl.cache.refusals import UNKNOWN
 from etl.cache.server import NOBODY, explained
 from etl.errors import SyncError
-
-if TYPE_CHECKING:
-    from etl.cache.clients import Client
-    from etl.settings import Settings
+from etl.settings import Settings
 
 _MEMORY = re.compile(rb"^(used_memory|maxmemory):(\d+)\r?$", re.MULTILINE)
 

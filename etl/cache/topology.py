@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import redis
 from redis.cluster import ClusterNode, NodesManager
+from redis.connection import ConnectionPool
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import (
     AskError,
@@ -17,9 +18,6 @@ from redis.exceptions import (
     MovedError,
     RedisClusterException,
 )
-
-if TYPE_CHECKING:
-    from redis.connection import ConnectionPool
 
 SLOTS = REDIS_CLUSTER_HASH_SLOTS
 

@@ -77,6 +77,7 @@ class Look(Run):
         key: Sequence[str] | None = None,
         *,
         ordered: bool = False,
+        stage_as: str | None = None,
     ) -> Spool:
         """Read the mart as `Run.read` does, in any order, and keep a sample; see there.
 

@@ -9,21 +9,18 @@ import importlib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from etl import __version__
 from etl.cli import alerts, flags, progress, report
+from etl.cli.flags import Flags
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log, signals
 from etl.plumbing.redact import one_line
+from etl.result import SyncResult
 from etl.settings import env_secrets
 from etl.syncs import BY_NAME, SYNCS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from etl.cli.flags import Flags
-    from etl.result import SyncResult
 
 
 def main(only: str | None = None) -> NoReturn:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-import threading
-import time
-from contextlib import suppress
+from concurrent.futures import wait
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,12 @@ from etl.cli.advice import next_command
 from etl.errors import SyncError
 from etl.plumbing import log
 from etl.plumbing.redact import one_line
+from etl.plumbing.threads import in_thread
 from etl.settings import Settings, alert_urls, env_secrets, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from apprise import Apprise
 
@@ -81,29 +82,17 @@ def send_error(error: SyncError) -> None:
 
 
 def _in_time(work: Callable[[], object]) -> None:
-    """Do it in a thread that does not keep the process, and log what goes wrong."""
-    problems: list[str] = []
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # an alert must not hide how a run ended
-            problems.append(type(error).__name__)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(_SECONDS)
-    if thread.is_alive():
-        problems.append(f"no answer within {_SECONDS:g} s")
-    for problem in problems:
-        log.warning("alert.not_sent", reason=problem)
+    """Do it without waiting for long, and log what goes wrong: it must not hide how a run ended."""
+    done = in_thread(work)
+    if not wait([done], _SECONDS).done:
+        log.warning("alert.not_sent", reason=f"no answer within {_SECONDS:g} s")
+    elif error := done.exception():
+        log.warning("alert.not_sent", reason=type(error).__name__)
 
 
 def _tell(results: list[SyncResult]) -> None:
     due: dict[str, bool] = {}
-    asking = threading.Thread(target=_ask, args=(results, due), daemon=True)
-    asking.start()
-    asking.join(_ASKING_SECONDS)
+    wait([in_thread(partial(_ask, results, due))], _ASKING_SECONDS)
     # Where the ledger does not answer, a failure is told and a success is not.
     known = dict(due)
     chosen = [one for one in results if known.get(one["run_id"], one["status"] != "ok")]
@@ -120,10 +109,7 @@ def _ask(results: list[SyncResult], due: dict[str, bool]) -> None:
     """Ask the ledger which of them to tell; the answers are in `due`, by run id."""
     from etl import postgres
 
-    with (
-        suppress(Exception),
-        postgres.trusted_session(Settings.from_environment(), "etl.alerts") as ledger,
-    ):
+    with postgres.trusted_session(Settings.from_environment(), "etl.alerts") as ledger:
         for one in results:
             for row in postgres.query(ledger, "alert_due", one["sync"], one["run_id"]):
                 due[one["run_id"]] = row["due"]
@@ -171,24 +157,18 @@ def _notify(urls: Sequence[str], title: str, body: str, *, good: bool) -> list[s
     """Send to every URL at once; return what went wrong with which."""
     if find_spec("apprise") is None:
         return [_NOT_INSTALLED] * len(urls)
-    sent: dict[int, str] = {}
-
-    def post(number: int, url: str) -> None:
-        with suppress(Exception):  # it may quote the address, which is a secret
-            sent[number] = _post(url, title, body, good=good)
-
-    threads = [threading.Thread(target=post, args=one, daemon=True) for one in enumerate(urls)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + _SENDING_SECONDS
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0))
-    answers = dict(sent)
+    posts = [in_thread(partial(_post, url, title, body, good=good)) for url in urls]
+    wait(posts, _SENDING_SECONDS)
     return [
         f"{where} {problem}"
-        for number, (_, where) in enumerate(_named(urls))
-        if (problem := answers.get(number, "did not answer"))
+        for post, (_, where) in zip(posts, _named(urls), strict=True)
+        if (problem := _answer(post))
     ]
+
+
+def _answer(post: Future[str]) -> str:
+    """What went wrong; an exception is not repeated, because it may quote the secret address."""
+    return post.result() if post.done() and not post.exception() else "did not answer"
 
 
 def _named(urls: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -11,14 +11,12 @@ import io
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Set
 from dataclasses import Field, field, fields
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from etl.errors import UsageError
 from etl.settings import hidden
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Set
 
 _T = TypeVar("_T")
 

@@ -6,16 +6,11 @@ import os
 import traceback
 from contextlib import ContextDecorator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 from etl.errors import SyncError
 from etl.plumbing.redact import escaped, one_line
-from etl.settings import env_secrets, hidden
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from etl.settings import Settings
+from etl.settings import Settings, env_secrets, hidden
 
 _ROOT = f"{Path(__file__).parent.parent.parent}/"
 _PACKAGE = f"{_ROOT}etl/"

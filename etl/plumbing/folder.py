@@ -8,14 +8,11 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from etl.errors import SyncError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PREFIX, _NEW = "etl-run-", "etl-new-"
 

@@ -10,16 +10,14 @@ import datetime as dt
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etl.errors import UsageError
 from etl.plumbing.redact import as_json, each_text, escaped, quote_value
 from etl.settings import hidden
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _LOGGER = logging.getLogger("etl")
 _context: ContextVar[dict[str, Any] | None] = ContextVar("etl_log_context", default=None)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 from etl.errors import Cancelled
 from etl.plumbing import cancellation
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

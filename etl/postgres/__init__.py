@@ -1,11 +1,12 @@
 """Postgres over ADBC: query, COPY to a temporary table, merge. Only the caller commits."""
 
-from etl.postgres.call import STOP_SECONDS, Call, in_thread
-from etl.postgres.copy import copy_to_temp
+from etl.postgres.call import STOP_SECONDS, Call
+from etl.postgres.copy import copy_to_temp, finish_copy, start_copy
 from etl.postgres.errors import foreseen
 from etl.postgres.merge import (
     UNIQUE_VIOLATION,
     Merge,
+    insert,
     merge,
     refuse_altered,
     refuse_unwritten,
@@ -25,8 +26,9 @@ __all__ = [
     "copy_to_temp",
     "execute",
     "execute_alone",
+    "finish_copy",
     "foreseen",
-    "in_thread",
+    "insert",
     "merge",
     "query",
     "refuse_altered",
@@ -34,6 +36,7 @@ __all__ = [
     "savepoint",
     "select",
     "session",
+    "start_copy",
     "stream",
     "trusted_session",
     "write",

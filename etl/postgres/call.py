@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from etl.errors import Transient
 from etl.plumbing import cancellation, log
+from etl.plumbing.threads import in_thread
 from etl.postgres import errors
 
 if TYPE_CHECKING:
@@ -119,21 +118,6 @@ class Call(Generic[_T]):
         if blockers and not self.is_over():
             self._blocked_by = blockers
             log.warning("lock.blocked", by=blockers)
-
-
-def in_thread(work: Callable[[], _T]) -> Future[_T]:
-    """Start work in a thread that the end of the process does not wait for."""
-    future: Future[_T] = Future()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            future.set_result(context.run(work))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="etl-postgres", daemon=True).start()
-    return future
 
 
 def lock_timeout(settings: Settings) -> float:

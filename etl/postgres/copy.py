@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +36,17 @@ class BatchStream(Protocol):
     def __iter__(self) -> Iterator[pa.RecordBatch]: ...
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """What is put into a queue, until None is."""
+
+    schema: pa.Schema
+    queue: Queue[pa.RecordBatch | None]
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return iter(self.queue.get, None)
+
+
 # Batches that wait for the driver, which buffers the COPY message of each as a whole.
 _BATCHES_AHEAD = 2
 
@@ -54,15 +66,12 @@ def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows:
     Raises:
         SyncError: Postgres did not take them all.
     """
-    execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
     queue: Queue[pa.RecordBatch | None] = Queue(_BATCHES_AHEAD)
-    schema = _storable(batches.schema)
-    ingest = partial(_ingest, table=table, schema=schema, queue=queue)
-    copy = connection.submit(ingest)
+    copy = start_copy(connection, table, _Queued(batches.schema, queue))
     sent = 0
     try:
         for batch in batches:
-            if not _put(queue, batch if schema is batches.schema else batch.cast(schema), copy):
+            if not _put(queue, batch, copy):
                 break  # it has failed or is stuck, as its result tells
             sent += batch.num_rows
             log.event("rows.copied", logging.DEBUG, rows=sent, of=rows)
@@ -73,6 +82,30 @@ def copy_to_temp(connection: Connection, table: str, batches: BatchStream, rows:
         raise
     finally:
         _put(queue, None, copy)
+    finish_copy(connection, table, copy, sent)
+
+
+def start_copy(connection: Connection, table: str, batches: BatchStream) -> Call[int]:
+    """Start to COPY batches to a temporary table, in a thread of the connection as they come.
+
+    Args:
+        connection: the session, busy until `finish_copy` returns.
+        table: a name; a table that bears it already makes way.
+        batches: they must end, or raise, also when nobody wants them any more.
+
+    Returns:
+        The call; its result is how many rows Postgres took.
+    """
+    execute(connection, f'DROP TABLE IF EXISTS pg_temp."{table}"')
+    return connection.submit(partial(_ingest, table=table, batches=batches))
+
+
+def finish_copy(connection: Connection, table: str, copy: Call[int], sent: int) -> None:
+    """Wait for a COPY, and tell the planner what came of it.
+
+    Raises:
+        SyncError: Postgres did not take as many rows as were sent.
+    """
     if (taken := copy.result()) != sent:
         raise SyncError(
             f"pg_temp.{table}: {counted(sent, 'row was', 'rows were')} sent and {taken:,} taken;"
@@ -106,12 +139,10 @@ def _put(
     return False
 
 
-def _ingest(raw: Raw, table: str, schema: pa.Schema, queue: Queue[pa.RecordBatch | None]) -> int:
-    def batches() -> Iterator[pa.RecordBatch]:
-        while (batch := queue.get()) is not None:
-            yield batch
-
-    reader = pa.RecordBatchReader.from_batches(schema, batches())
+def _ingest(raw: Raw, table: str, batches: BatchStream) -> int:
+    schema = _storable(batches.schema)
+    storable = (b if schema is batches.schema else b.cast(schema) for b in batches)
+    reader = pa.RecordBatchReader.from_batches(schema, storable)
     with raw.cursor() as cursor:
         rows: int = cursor.adbc_ingest(table, reader, mode="create", temporary=True)
         return rows

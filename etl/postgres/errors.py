@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from etl.errors import ConnectionLost, SyncError, Transient
 from etl.plumbing.redact import one_line
 from etl.postgres import causes
-from etl.settings import hidden
-
-if TYPE_CHECKING:
-    from etl.settings import Settings
+from etl.settings import Settings, hidden
 
 # Classes of SQLSTATE whose messages name tables, columns, constraints, roles and settings only.
 _NAMES_ONLY = re.compile("08|0A|2[1356]|28|2B|3B|3D|3F|4[024]|5[34578]")

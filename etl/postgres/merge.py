@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import SyncError
-from etl.plumbing import log
+from etl.plumbing import log, queries
 from etl.plumbing.counted import counted
+from etl.postgres import session
 from etl.postgres.query import query
 
 if TYPE_CHECKING:
@@ -55,6 +57,23 @@ def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, in
     refuse_altered(connection, what)
     log.event("merge.done", merge=what.name, seconds=round(time.perf_counter() - begun, 3))
     return counts
+
+
+def insert(connection: Connection, what: Merge, name: str, rows: int) -> int:
+    """Run sql/postgres/<name>.sql, a plain INSERT of all that is staged for a merge.
+
+    Returns:
+        How many rows Postgres says it wrote.
+
+    Raises:
+        SyncError: it failed, or left out some of the `rows`, or a trigger altered some.
+    """
+    begun = time.perf_counter()
+    written = connection.call(partial(session.write_raw, sql=queries.load("postgres", name)))
+    refuse_unwritten(connection, what.table, rows - written)
+    refuse_altered(connection, what)
+    log.event("merge.done", merge=name, seconds=round(time.perf_counter() - begun, 3))
+    return written
 
 
 def write(connection: Connection, table: str, name: str, *parameters: Any) -> list[dict[str, Any]]:

@@ -32,12 +32,12 @@ def query(connection: Connection, name: str, *parameters: Any) -> list[dict[str,
 
 def select(connection: Connection, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """Run one statement and return its rows."""
-    return connection.call(partial(session.rows, sql=sql, parameters=parameters))
+    return connection.call(partial(session.fetch_raw, sql=sql, parameters=parameters))
 
 
 def execute(connection: Connection, sql: str, *parameters: Any) -> None:
     """Run one statement that returns no rows."""
-    connection.call(partial(session.execute, sql=sql, parameters=parameters))
+    connection.call(partial(session.execute_raw, sql=sql, parameters=parameters))
 
 
 def stream(
@@ -64,7 +64,7 @@ def stream(
 
 def execute_alone(connection: Connection, sql: str) -> None:
     """Run one statement that must not be in a transaction, when none is open."""
-    connection.call_alone(partial(session.execute, sql=sql))
+    connection.call_alone(partial(session.execute_raw, sql=sql))
 
 
 @contextmanager

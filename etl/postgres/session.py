@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etl.errors import ConnectionLost, SyncError
 from etl.plumbing import cancellation, queries
+from etl.plumbing.threads import in_thread
 from etl.postgres import errors, sessions
 from etl.postgres.call import (
     GRACE_SECONDS,
     STOP_SECONDS,
     Call,
     NoAnswerError,
-    in_thread,
     lock_timeout,
 )
 from etl.postgres.login import CONNECT_SECONDS, login
@@ -120,7 +120,7 @@ class Connection:
         moment may never answer: the server undoes both.
         """
         if self._pid is not None:
-            self._with_deadline(partial(execute, self._raw, "ROLLBACK"))
+            self._with_deadline(partial(execute_raw, self._raw, "ROLLBACK"))
 
     def cancel(self) -> None:
         """Have the server end what is under way, if anything is."""
@@ -139,14 +139,14 @@ class Connection:
             cursor.executescript(_BEGIN)
         limits = (self._settings.postgres_statement_timeout, lock_timeout(self._settings))
         milliseconds = tuple(f"{seconds * 1000:.0f}" for seconds in limits)
-        (own,) = rows(raw, queries.load("postgres", "session"), milliseconds)
+        (own,) = fetch_raw(raw, queries.load("postgres", "session"), milliseconds)
         self._pid = own["pid"]
 
     def _end(self, statement: str) -> None:
         if self._pid is None:
             return
         try:
-            self._start(partial(execute, sql=statement)).result()
+            self._start(partial(execute_raw, sql=statement)).result()
         finally:
             self._pid = None
 
@@ -163,7 +163,7 @@ class Connection:
         """Tell who holds the lock that this session waits for; "": nobody, or it cannot be told."""
         with suppress(SyncError), session(self._settings, "etl.look") as other:
             sql = queries.load("postgres", "blockers")
-            blockers = other.call(partial(rows, sql=sql, parameters=(self._pid,)))
+            blockers = other.call(partial(fetch_raw, sql=sql, parameters=(self._pid,)))
             return "; ".join(sessions.described(blocker) for blocker in blockers)
         return ""
 
@@ -210,17 +210,25 @@ def session(settings: Settings, purpose: str) -> Iterator[Connection]:
 def _hang_up(raw: Raw, in_transaction: bool) -> None:
     if in_transaction:  # the server would let go of the locks only after a moment
         with suppress(Exception):
-            execute(raw, "ROLLBACK")
+            execute_raw(raw, "ROLLBACK")
     raw.close()
 
 
-def execute(raw: Raw, sql: str, parameters: tuple[Any, ...] = ()) -> None:
+def execute_raw(raw: Raw, sql: str, parameters: tuple[Any, ...] = ()) -> None:
     """Run one statement that returns no rows; `$1` is the first parameter."""
     with raw.cursor() as cursor:
         cursor.execute(sql, _bound(parameters))
 
 
-def rows(raw: Raw, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
+def write_raw(raw: Raw, sql: str) -> int:
+    """Run one statement without parameters, and return how many rows Postgres says it wrote."""
+    with raw.cursor() as cursor:
+        cursor.execute(sql)
+        written: int = cursor.rowcount
+        return written
+
+
+def fetch_raw(raw: Raw, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Run one statement and return its rows; `$1` is the first parameter."""
     with raw.cursor() as cursor:
         cursor.execute(sql, _bound(parameters))

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import orjson
 
 from etl.errors import SyncError
 from etl.plumbing import queries
 from etl.postgres.query import query
-from etl.postgres.session import session
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from etl.postgres.session import Connection
-    from etl.settings import Settings
+from etl.postgres.session import Connection, session
+from etl.settings import Settings
 
 
 @contextmanager

@@ -8,24 +8,20 @@ leaves nothing.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from etl import postgres
 from etl.errors import AlreadyRunning, ConnectionLost
 from etl.options import Options
 from etl.plumbing import cancellation, failure, folder, log, signals
 from etl.plumbing.retry import retry
+from etl.result import SyncResult
 from etl.run import ending, ledger
 from etl.run.attempt import Attempt
 from etl.run.context import Run
 from etl.run.job import Job, PreviousRun
 from etl.settings import Settings, hiding
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from etl.result import SyncResult
 
 __all__ = ["Attempt", "Job", "Options", "Run", "execute", "record_skipped"]
 
@@ -59,7 +55,7 @@ def execute(
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
         try:
             with cancellation.cancellable():
-                _try(attempts, load)
+                _run_attempts(attempts, load)
         except BaseException as error:
             ended = ending.fail(attempts[-1], error, signals.pending(stops_before))
             if ended is error:
@@ -78,18 +74,18 @@ def record_skipped(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
         return ending.end(attempt, "refused", reason)
 
 
-def _try(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
+def _run_attempts(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
     """Attempt the whole of it, again where a server is lost: its transaction is gone with it."""
     job = attempts[0].job
     retry(
-        partial(_attempt, attempts, load),
+        partial(_run_attempt, attempts, load),
         job.settings.retry_seconds,
         lambda error: job.needs_postgres and isinstance(error, ConnectionLost),
         "server.lost",
     )
 
 
-def _attempt(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
+def _run_attempt(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
     earlier = attempts[-1]
     earlier.close()
     attempt = Attempt(earlier.job, number=len(attempts), in_ledger=earlier.in_ledger)
@@ -116,9 +112,10 @@ def _connected(attempt: Attempt) -> Iterator[PreviousRun | None]:
     job, previous = attempt.job, None
     try:
         with _optional_ledger(attempt):
+            # Where Postgres is needed the whole attempt is made again.
             attempt.session = retry(
                 partial(postgres.connect, job.settings, f"etl.{job.sync}"),
-                0 if job.needs_postgres else job.settings.retry_seconds,  # else `_try` retries
+                0 if job.needs_postgres else job.settings.retry_seconds,
                 lambda error: isinstance(error, ConnectionLost),
                 "server.lost",
             )

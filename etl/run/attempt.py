@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from etl.postgres import Connection
+from etl.run.job import Job
 from etl.run.tally import Tally
-
-if TYPE_CHECKING:
-    from etl.postgres import Connection
-    from etl.run.job import Job
 
 
 @dataclass

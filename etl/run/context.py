@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import dataframely as dy
+import polars as pl
+import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
+from etl.options import Options
 from etl.plumbing import log, queries
+from etl.postgres import Call, Connection, Merge
 from etl.run import guards
 from etl.run.attempt import Attempt
 from etl.run.job import Job, PreviousRun
 from etl.run.reading import MartReading, read_mart
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    import dataframely as dy
-    import polars as pl
-    import pyarrow as pa
-
-    from etl.options import Options
-    from etl.postgres import Call, Connection, Merge
-    from etl.run.tally import Tally
-    from etl.settings import Settings
-    from etl.warehouse import Batches, Spool
+from etl.run.tally import Tally
+from etl.settings import Settings
+from etl.warehouse import Batches, Spool
 
 # Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
@@ -42,6 +38,7 @@ class Run:
     folder: Path = Path()  # for what is spooled
     previous: PreviousRun | None = None
     staged: list[str] = field(default_factory=list)
+    into_nothing: bool = False  # nothing was ever in the target
     _reading: MartReading | None = None
     _guarded: bool = False  # the guards have looked
 
@@ -91,6 +88,7 @@ class Run:
         key: Sequence[str] | None = None,
         *,
         ordered: bool = True,
+        stage_as: str | None = None,
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
@@ -104,21 +102,31 @@ class Run:
                 as in a shard; all of them unless given.
             ordered: False leaves the rows of a table as they come where no two have the same key,
                 for who needs no order: sorting takes a third of reading.
+            stage_as: COPY all of them to this temporary table while they are read. A slow server
+                does not keep the warehouse's file open for longer.
 
         Raises:
-            SyncError: the mart cannot be read; see `warehouse.open_mart`.
+            SyncError: the mart cannot be read; see `warehouse.open_mart`. Or Postgres did not take
+                what was read.
         """
         begun, key = time.perf_counter(), key or schema.primary_key()
+        copies: list[Call[int]] = []
+
+        def copy(batches: Batches) -> None:
+            self.staged.append(str(stage_as))
+            copies.append(postgres.start_copy(self.session, str(stage_as), batches))
 
         def keep(rows: Iterator[pl.DataFrame]) -> Spool:
             # No map(): an error of `reshape` is told by this place.
             batches = warehouse.to_batches(reshape(each) for each in rows)
-            return warehouse.write(batches, self.folder / "mart", key)
+            return warehouse.write(batches, self.folder / "mart", key, copy if stage_as else None)
 
         mart = read_mart(self.job, self.folder, schema, key, keep, ordered=ordered)
         log.event("mart.read", rows=mart.rows, seconds=round(time.perf_counter() - begun, 3))
         if mart.rejects.total:
             log.warning("rows.rejected", rows=mart.rejects.total, **mart.rejects.reasons)
+        for under_way in copies:
+            postgres.finish_copy(self.session, str(stage_as), under_way, mart.accepted.rows)
         return self.take(mart)
 
     def take(self, mart: MartReading) -> Spool:
@@ -140,6 +148,7 @@ class Run:
             the mart, or none. With `delete_missing` it is read all the same.
         """
         (stats,) = postgres.query(self.session, "table_stats", table)
+        self.into_nothing = not stats["bytes"]
         expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
         pays = stats["bytes"] and stats["rows"] <= 2 * expected and not self.options.shard
         if not (pays or self.options.delete_missing):
@@ -155,6 +164,33 @@ class Run:
         postgres.execute(self.session, "DROP TABLE IF EXISTS pg_temp.shard")
         postgres.execute(self.session, shard, *self.job.shard)
         return postgres.stream(self.session, f"{self.job.sync}_current", spool)
+
+    def read_and_stage(
+        self,
+        staging: str,
+        schema: type[dy.Schema],
+        reshape: Callable[[pl.DataFrame], pl.DataFrame],
+        table: str,
+    ) -> tuple[Spool, Spool | None]:
+        """Read the mart and what its target holds, and COPY what differs to a temporary table.
+
+        Args:
+            staging: the temporary table.
+            schema: the contract.
+            reshape: what to make of a batch; see `read`.
+            table: the target; see `read_target`.
+
+        Returns:
+            The accepted rows; what the target holds, or None where it was not read and all rows
+            were staged.
+        """
+        reading = self.read_target(table, schema)  # while the mart is read
+        if reading is None:  # in order, because the target takes them in the order they come in
+            return self.read(schema, reshape, stage_as=staging), None
+        rows = self.read(schema, reshape, ordered=False)  # what differs is sorted later
+        target = reading.result()
+        self.stage(staging, rows, target)
+        return rows, target
 
     def start_reading(
         self, start: Callable[[Connection, Path], Call[Spool]], name: str
@@ -201,6 +237,23 @@ class Run:
             if error.sqlstate != postgres.UNIQUE_VIOLATION:
                 raise
         return self.merge(what, False)
+
+    def insert_all(self, what: Merge, name: str) -> int | None:
+        """Insert all that was read and staged by sql/postgres/<name>.sql, where that can be done.
+
+        Returns:
+            How many rows Postgres says it wrote. None: the target has, or once had, rows, or
+            another session has just added one of these; nothing was done.
+        """
+        if not self.into_nothing:
+            return None
+        try:
+            with self.savepoint():
+                return postgres.insert(self.session, what, name, self.mart.accepted.rows)
+        except SyncError as error:
+            if error.sqlstate != postgres.UNIQUE_VIOLATION:
+                raise
+        return None
 
     def sample_changes(self) -> None:
         """Keep what the merges are about to do to some rows, by sql/postgres/<sync>_changes.sql.

@@ -6,8 +6,9 @@ import datetime as dt
 import functools
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import dataframely as dy
 import orjson
@@ -16,10 +17,6 @@ import polars as pl
 from etl.warehouse import keys
 from etl.warehouse.stream import SKEW
 from etl.warehouse.types import UNCASTABLE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
 
 # dataframely's names for broken rules -> the reasons operators read.
 _REASONS = {

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 from concurrent.futures import wait
 from functools import partial
-from typing import TYPE_CHECKING
 
 from polars.exceptions import PanicException
 
 from etl import postgres
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, log
-from etl.postgres import STOP_SECONDS, in_thread
+from etl.plumbing.threads import in_thread
+from etl.postgres import STOP_SECONDS
+from etl.result import SyncResult
 from etl.run import ledger
-
-if TYPE_CHECKING:
-    from etl.result import SyncResult
-    from etl.run.attempt import Attempt
-    from etl.run.tally import Tally
+from etl.run.attempt import Attempt
+from etl.run.tally import Tally
 
 
 def succeed(tally: Tally) -> SyncResult:

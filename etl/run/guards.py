@@ -8,16 +8,12 @@ well be right is a warning (`first_mails`).
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from etl.errors import FORCE, Refused
 from etl.plumbing.counted import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from etl.settings import Settings
+from etl.settings import Settings
 
 # The two limits are of whole tables; a hash spreads users evenly, so that the whole is about
 # what a shard has times the number of shards.

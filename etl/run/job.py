@@ -6,14 +6,11 @@ import datetime as dt
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from etl.options import Options
-    from etl.settings import Settings
+from etl.options import Options
+from etl.settings import Settings
 
 
 @dataclass(frozen=True)

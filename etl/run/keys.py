@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from etl import cache
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from etl.cache import Batch
-    from etl.run import Run
+from etl.cache import Batch
+from etl.run import Run
 
 
 def write_keys(run: Run, batches: Iterable[Batch], keys: int, ttl: int) -> None:

@@ -10,23 +10,19 @@ import getpass
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from etl import __version__, postgres, warehouse
 from etl.errors import AlreadyRunning, SyncError
 from etl.plumbing import cancellation, log
-from etl.postgres import sessions, trust
+from etl.postgres import Connection, sessions, trust
 from etl.result import count_names
-from etl.run.job import PreviousRun
+from etl.run.attempt import Attempt
+from etl.run.job import Job, PreviousRun
+from etl.run.tally import Tally
 from etl.settings import hidden
-
-if TYPE_CHECKING:
-    from etl.postgres import Connection
-    from etl.run.attempt import Attempt
-    from etl.run.job import Job
-    from etl.run.tally import Tally
 
 # How often a run that waits for another asks again, in seconds.
 _ASK_AGAIN = 0.5

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import dataframely as dy
+import polars as pl
 
 from etl import warehouse
 from etl.plumbing import cancellation
 from etl.run.contract import Rejects, Validator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    import dataframely as dy
-    import polars as pl
-
-    from etl.run.job import Job
-    from etl.warehouse import Spool
+from etl.run.job import Job
+from etl.warehouse import Spool
 
 
 @dataclass(frozen=True)

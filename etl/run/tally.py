@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import orjson
 
@@ -12,13 +13,9 @@ from etl.errors import SyncError
 from etl.plumbing import log
 from etl.result import Change, Outcome, SyncResult, count_names
 from etl.run import guards
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from etl.run.contract import Rejects
-    from etl.run.job import Job, PreviousRun
-    from etl.run.reading import MartReading
+from etl.run.contract import Rejects
+from etl.run.job import Job, PreviousRun
+from etl.run.reading import MartReading
 
 _FIGURES = frozenset(each.name for each in fields(guards.Metrics))
 
@@ -69,7 +66,8 @@ class Tally:
                 " `counts` of the sync's line in etl/syncs.py"
             )
         self.counts.update({name: counts[name] for name in counts if name in declared})
-        self.tell_guards(**{name: counts[name] for name in counts if name in _FIGURES})
+        if figures := {name: counts[name] for name in counts if name in _FIGURES}:
+            self.tell_guards(**figures)
 
     def require_counts(self) -> None:
         """See that the sync counted all that its result tells.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # DuckDB does little more here than sort one table, and what it cannot keep goes to disk. What a
 # sort needs grows with its threads and with its rows: with four threads ten million rows do not go
 # through in this, with two they do, and with one fifty million.
-_MEMORY, _THREADS = "120MB", 2
+_MEMORY, _THREADS = "95MB", 2
 
 # A view could ask for one, which DuckDB would fetch from the network.
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -24,7 +25,7 @@ from etl.plumbing import queries
 from etl.warehouse import errors, file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -98,6 +99,8 @@ class Writer:
     def __init__(self, path: Path, schema: pa.Schema, key: Sequence[str]) -> None:
         """Make the file `path`."""
         self._spool = Spool(path, schema, list(key), 0)
+        self._progress, self._batches = threading.Condition(), 0
+        self._over = self._failed = False
         with _explaining(path):
             self._sink = pa.OSFile(str(path), "wb")
             self._stream = pa.ipc.new_stream(self._sink, schema)
@@ -107,6 +110,9 @@ class Writer:
         with _explaining(self._spool.path):
             self._stream.write_batch(batch)
         self._spool = replace(self._spool, rows=self._spool.rows + batch.num_rows)
+        with self._progress:
+            self._batches += 1
+            self._progress.notify_all()
 
     def add_rows(self, rows: pl.DataFrame) -> None:
         """Write rows of a frame."""
@@ -118,21 +124,66 @@ class Writer:
         """What was written; complete after the block."""
         return self._spool
 
+    def follow(self) -> Batches:
+        """Stream the batches to another thread as they are written.
+
+        The stream waits for more until the block has ended, and fails where that failed.
+        """
+        return Batches(self._spool.schema, self._follow())
+
+    def _follow(self) -> Iterator[pa.RecordBatch]:
+        if not self._has_more(0):
+            return
+        with pa.OSFile(str(self._spool.path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch, read in zip(batches, count(1), strict=False):
+                yield batch
+                if not self._has_more(read):
+                    return
+
+    def _has_more(self, read: int) -> bool:
+        """Wait until there are more batches than those that were read, or no more come."""
+        with self._progress:
+            self._progress.wait_for(lambda: self._batches > read or self._over)
+            if self._failed:
+                raise SyncError("what was to be read could not be")
+            return self._batches > read
+
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with _explaining(self._spool.path), self._sink:
-            self._stream.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            with _explaining(self._spool.path), self._sink:
+                self._stream.close()
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            with self._progress:
+                self._over, self._failed = True, self._failed or error is not None
+                self._progress.notify_all()
 
 
-def write(batches: Batches | pa.RecordBatchReader, path: Path, key: Sequence[str]) -> Spool:
+def write(
+    batches: Batches | pa.RecordBatchReader,
+    path: Path,
+    key: Sequence[str],
+    follower: Callable[[Batches], object] | None = None,
+) -> Spool:
     """Write batches to a new file.
+
+    Args:
+        batches: of one schema.
+        path: the file.
+        key: the columns that tell rows apart.
+        follower: is handed a stream of what is written, to be read in another thread.
 
     Raises:
         SyncError: the disk is full, or does not let us write.
     """
     with Writer(path, batches.schema, key) as writer:
+        if follower:
+            follower(writer.follow())
         for batch in batches:
             writer.add(batch)
     return writer.spool

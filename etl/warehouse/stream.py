@@ -191,11 +191,10 @@ def _typed(
 
 
 def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> bool:
-    """Return whether two rows may have the same key, by a hash of it."""
+    """Return whether two rows may have the same key, by a hash of it: eight bytes a row."""
     key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
-    hashes = rows.select(FunctionExpression("hash", *key).alias("hash"))
-    counted = hashes.aggregate([FunctionExpression("count").alias("n")], "hash")
-    return bool(counted.filter(ColumnExpression("n") > ConstantExpression(1)).limit(1).fetchall())
+    hashes = rows.select(FunctionExpression("hash", *key).alias("hash")).to_arrow_table()
+    return bool(pl.Series(hashes["hash"]).n_unique() < hashes.num_rows)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:

@@ -19,8 +19,9 @@ from destinations import digest, last_run, stuck
 from fixture_types import Mart, Select
 from needs import needs
 from pace import HANG, within
-from scenes import FULL, SYNCS, dbt_writes, later, run, start, times
+from scenes import FULL, SYNCS, dbt_writes, later, proxied, run, start, times
 
+from demo.embedded import Servers
 from etl import user_segments
 from etl.errors import SyncError
 
@@ -108,6 +109,32 @@ def test_the_file_is_free_for_dbt_while_the_merge_goes_on(
         assert last_run(select)["status"] == "running"
 
     assert last_run(select)["updated"] == USERS
+
+
+def test_the_file_is_free_for_dbt_while_postgres_takes_no_more_of_a_first_load(
+    servers: Servers, mart: Mart, environment: Path, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are copied while the mart is read, which does not wait for them."""
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(299_999) AS r(n)",
+    )
+
+    with proxied(servers, monkeypatch) as proxy:
+        proxy.when("client", b"PGCOPY", do=proxy.stall)
+        process = start("etl.user_segments", "--json", LOG_FORMAT="text")
+        assert process.stderr is not None
+        while "mart.read" not in process.stderr.readline():
+            assert process.poll() is None
+        with dbt_writes(environment):
+            assert process.poll() is None
+        proxy.restore()
+        stdout, stderr = process.communicate(timeout=HANG)
+
+    assert process.returncode == 0, (stdout, stderr)
+    assert last_run(select)["inserted"] == 300_000
 
 
 @pytest.mark.parametrize("failure", ["misses a column", "spoilt"])
