@@ -23,7 +23,7 @@ from pace import HANG, soon, within
 from etl import email_triggers, postgres
 from etl.options import Options
 from etl.plumbing import queries
-from etl.postgres import in_thread
+from etl.plumbing.threads import in_thread
 from etl.run import Run, execute
 from etl.settings import Settings
 
