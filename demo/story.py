@@ -82,9 +82,9 @@ def _first_days(env: Mapping[str, str]) -> None:
         "python -m etl.user_segments --dry-run --show 6 | grep -e '->'",
     )
     _step(
-        "Whom would we mail that we did not yesterday? A dry run tells",
+        "Whom would we welcome by mail, after yesterday? A dry run names five",
         env,
-        "python -m etl.email_triggers --dry-run | grep queued | sed 's/, *$//'",
+        "python -m etl.email_triggers --dry-run | grep -A 1 'welcome.*queued'",
     )
     _step("Load it: what differs is written, three bad rows are set aside", env, "python -m etl")
     _run(f'psql -Atc "{_REASONS}"', env)
@@ -156,10 +156,11 @@ def _environment(servers: Servers) -> dict[str, str]:
 
 
 def _libpq(servers: Servers) -> dict[str, str]:
-    """For psql."""
+    """For psql, and for programs that are handed a URL, of which these say the rest."""
     names = {"PGHOST": "HOST", "PGPORT": "PORT", "PGDATABASE": "DB"}
     names |= {"PGUSER": "USER", "PGPASSWORD": "PASSWORD"}
-    return {name: servers.environment[f"POSTGRES_{ours}"] for name, ours in names.items()}
+    told = {name: servers.environment[f"POSTGRES_{ours}"] for name, ours in names.items()}
+    return {**told, "DATABASE_URL": "postgresql://"}
 
 
 def _path(name: str) -> str:

@@ -166,5 +166,5 @@ def shown_commands(screen: str) -> list[str]:
     lines = [line.strip() for line in screen.splitlines() if line.startswith("  ")]
     commands = [line.partition("  #")[0].rstrip() for line in lines if "  # " in line]
     assert commands == [". .demo/env", "psql", "python -m demo.redis_shell", "python -m etl.status"]
-    ask = "psql -Atc 'SELECT count(*) FROM crm.user_segments' < /dev/null"
+    ask = "psql \"${DATABASE_URL:?}\" -Atc 'SELECT count(*) FROM crm.user_segments' < /dev/null"
     return [ask if line == "psql" else line for line in commands]

@@ -6,141 +6,31 @@ import contextlib
 import datetime as dt
 import importlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import dataframely as dy
-import polars as pl
-import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.check.findings import FAIL, OK, WARN, Finding, failed
+from etl.check.look import Enough, Look, Unsure
 from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
 from etl.plumbing.counted import counted
-from etl.run import Attempt, Job, Run, ledger
-from etl.run.contract import Validator
+from etl.run import Attempt, Job, ledger
 from etl.run.guards import fired
-from etl.run.reading import MartReading
 from etl.status.problems import ago
-from etl.warehouse import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from etl.postgres import Call, Connection
+    from etl.postgres import Connection
     from etl.settings import Settings
 
-# Rows whose keys are looked up in Redis, and that tell how large values are.
-SAMPLE = 1_000
-
-# Hashes of keys that are kept in memory, with as much again while they are compared: 160 MB.
-_MOST_HASHES = 10_000_000
-
 _WOULD_WRITE = "25006"  # the SQLSTATE
-
-
-class Enough(Exception):  # noqa: N818  (it ends a look)
-    """What comes next would write, or needs a server that is away."""
-
-
-class Unsure(Exception):  # noqa: N818
-    """Two rows may have the same key: the warehouse has to look, and sort them where it is so."""
-
-
-@dataclass
-class Look(Run):
-    """A run that reads its mart through, and ends before it would write.
-
-    Its transaction is READ ONLY, so that what is not foreseen here writes nothing either.
-    """
-
-    cache_answers: bool = False
-    ordered: bool | None = None  # see `warehouse.open_mart`
-    contract: tuple[str, ...] = ()  # its columns
-    sample: pl.DataFrame | None = None  # of what would be loaded
-
-    @property
-    def session(self) -> Connection:
-        """The session, if there is one."""
-        if self.attempt.session is None:
-            raise Enough
-        return self.attempt.session
-
-    def read(
-        self,
-        schema: type[dy.Schema],
-        reshape: Callable[[pl.DataFrame], pl.DataFrame],
-        key: Sequence[str] | None = None,
-        *,
-        ordered: bool = False,
-        stage_as: str | None = None,
-    ) -> Spool:
-        """Read the mart as `Run.read` does, in any order, and keep a sample; see there.
-
-        Raises:
-            Unsure: the rows came in no order, and two of them may have the same key.
-        """
-        job, key = self.job, key or schema.primary_key()
-        begin = partial(
-            warehouse.open_mart, job.sync, schema, job.settings, job.shard, now=job.started_at
-        )
-        sample, hashes = reshape(schema.create_empty()), [pl.Series([], dtype=pl.UInt64)]
-        primary, read = schema.primary_key(), list(hashes)
-        with (
-            begin(spill=self.folder, key=key, ordered=self.ordered) as mart,
-            contextlib.closing(mart.frames()) as frames,
-        ):
-            self.contract = (*schema.columns(),)
-            if not mart.ordered and (mart.source.stored or 0) > _MOST_HASHES:
-                raise Unsure
-            validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
-            for frame in frames:
-                if not mart.ordered:
-                    read.append(frame.select(primary).hash_rows())
-                rows = reshape(validator.valid_rows(frame))
-                hashes.append(rows.select(key).hash_rows())
-                if len(sample) < SAMPLE:
-                    sample = rows.head(SAMPLE)
-        if not mart.ordered and pl.concat(read).n_unique() < validator.rows:
-            raise Unsure
-        self.sample = sample
-        spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)
-        spool = replace(spool, rows=pl.concat(hashes).n_unique())
-        return self.take(MartReading.of(mart, validator, spool, self._nothing("rejected")))
-
-    def read_target(self, *_: object) -> None:
-        """Read nothing: what differs from the target is for a dry run to tell."""
-
-    def start_reading(self, _: object, name: str) -> Call[Spool]:
-        """Read nothing, for the same reason."""
-        return self.session.submit(lambda _: self._nothing(name))
-
-    def _nothing(self, name: str) -> Spool:
-        return Spool(self.folder / name, pa.schema([]), [], 0)
-
-    def copy(self, *_: object) -> None:
-        """Stage nothing."""
-
-    def stage(self, *_: object) -> NoReturn:
-        """End here."""
-        raise Enough
-
-    def merge(self, *_: object) -> NoReturn:
-        """End here."""
-        raise Enough
-
-    def savepoint(self) -> NoReturn:
-        """End here."""
-        raise Enough
-
-    def check_guards(self) -> None:
-        """Go on to Redis where it answers; what guards say is asked apart."""
-        if not self.cache_answers:
-            raise Enough
 
 
 def file(settings: Settings, folder: Path) -> Finding:
@@ -175,12 +65,12 @@ def look(
         cache: whether Redis answers.
     """
     job = Job(sync, settings, Options(dry_run=True))
-    job = Job(sync, settings, Options(dry_run=True))
-    begin = partial(Look, Attempt(job, session=connection), folder, cache_answers=cache)
+    run = Look(Attempt(job, session=connection), folder, cache_answers=cache)
     try:
-        errors = _look(run := begin())
+        errors = _look(run)
     except Unsure:
-        errors = _look(run := begin(ordered=False))
+        run = replace(run, attempt=Attempt(job, session=connection), ordered=False)
+        errors = _look(run)
     findings = [_failed(sync, error, settings, folder) for error in errors.values()]
     if run.tally.rejects is None:
         return run, findings

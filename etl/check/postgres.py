@@ -98,14 +98,11 @@ def _server(server: dict[str, Any], settings: Settings) -> Finding:
     if server["encoding"] not in ("UTF8", "SQL_ASCII"):
         advice = "use a database in UTF8: a character that this one cannot hold ends a run"
         return Finding(_SERVER, WARN, found, advice)
-    if not server["tls"] and server["address"] and _is_public(server["address"]):
+    address = server["address"]
+    if address and not server["tls"] and ipaddress.ip_address(address).is_global:
         advice = "rows and login cross the internet as they are: set PGSSLMODE=verify-full"
         return Finding(_SERVER, WARN, found, advice)
     return Finding(_SERVER, OK, found)
-
-
-def _is_public(address: str) -> bool:
-    return ipaddress.ip_address(address).is_global
 
 
 def _is_behind(server: dict[str, Any], settings: Settings) -> bool:

@@ -12,13 +12,10 @@ from etl.plumbing.counted import counted
 
 if TYPE_CHECKING:
     from etl.cache import Memory
-    from etl.check.marts import Look
+    from etl.check.look import Look
     from etl.settings import Settings
 
 _SERVER, _RIGHTS, MEMORY = "Redis", "Redis rights", "Redis memory"
-
-# What a key takes beside its name and its value: 64 bytes in Valkey 9.1, 137 in Redis 7.
-_BYTES_BESIDE = 100
 
 # An estimate: what it says of a server that is nearly full may be wrong.
 _SURE = 1.25
@@ -64,7 +61,7 @@ def room(memory: Memory, run: Look) -> Finding | None:
     if keys is None or sample is None or values is None:
         return None
     pairs = [pair for batch in values(sample) for pair in batch]
-    each = sum(len(key.encode()) + len(value) + _BYTES_BESIDE for key, value in pairs)
+    each = sum(len(key.encode()) + len(value) + memory.beside for key, value in pairs)
     new = run.tally.counts.get("inserted", len(pairs)) / max(len(pairs), 1)
     due = round(each / max(len(pairs), 1) * keys * new)
     policy = f", {memory.policy}" if memory.policy else ""
