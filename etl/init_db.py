@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from etl import cli, postgres
+from etl import postgres
 from etl.cli import report
+from etl.cli.exits import exit_with
 from etl.errors import SyncError, UsageError
 from etl.mail import templates
 from etl.plumbing import failure, queries
@@ -172,7 +173,7 @@ def main() -> NoReturn:
             report.write("\n".join(f"made {name}" for name in init_db()) or "nothing to do")
         return 0
 
-    cli.exit_with(work)
+    exit_with(work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import random
 import re
 import runpy
 import signal
@@ -51,7 +52,10 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a test marked `few(n)`, mark all as slow but n that are spread over them."""
+    """Of the cases of a test marked `few(n)`, mark all as slow but n that are spread over them.
+
+    ETL_ORDER=7 runs all tests in another order, the same for every 7.
+    """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("few"):
@@ -64,6 +68,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for number, item in enumerate(of_one_test):
             if number not in taken:
                 item.add_marker("slow")
+    if seed := os.environ.get("ETL_ORDER"):
+        _shuffle(items, random.Random(seed))
+
+
+def _shuffle(items: list[pytest.Item], order: random.Random) -> None:
+    """Shuffle the files and the tests of each, which share servers that take long to start."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    groups = list(files.values())
+    order.shuffle(groups)
+    for group in groups:
+        order.shuffle(group)
+    items[:] = [item for group in groups for item in group]
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ SLOTS = 16_384
 
 _OPTIONS = {
     "cluster-enabled": "yes",
-    "cluster-node-timeout": "500",
+    "cluster-node-timeout": "1000",
     "cluster-replica-validity-factor": "0",
     "repl-diskless-sync-delay": "0",
     "repl-ping-replica-period": "1",

@@ -25,7 +25,7 @@ _REPLICATION = [
 
 _WATCH = """
 sentinel monitor {name} 127.0.0.1 {port} 1
-sentinel down-after-milliseconds {name} 400
+sentinel down-after-milliseconds {name} 800
 sentinel failover-timeout {name} 3000
 requirepass "{password}"
 sentinel sentinel-pass "{password}"
@@ -47,7 +47,7 @@ class Watched:
             "REDIS_HOST": hosts,
             "REDIS_SENTINEL": MASTER,
             "REDIS_SENTINEL_PASSWORD": PASSWORD,
-            "RETRY_SECONDS": "20",
+            "RETRY_SECONDS": "60",
         }
 
     def master(self) -> Server:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fixture_types import Mart, Select
 from pace import HANG, within
 
 from etl import user_segments
+from etl.cli import alerts
 from etl.errors import SyncError
 
 GOOD = "('a', 'regular', 1, 0, 0), ('b', 'regular', 1, 0, 0)"
@@ -56,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def inbox(environment: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    """A webhook that takes alerts, however long a busy machine takes to send one."""
+    for limit in ("_SECONDS", "_ASKING_SECONDS", "_SENDING_SECONDS"):
+        monkeypatch.setattr(alerts, limit, HANG)
     with Inbox() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("ALERT_URLS", server.url)
@@ -178,6 +183,8 @@ def test_several_are_told_and_one_that_does_not_listen_keeps_none_from_it(
             inbox.url,
         )
         monkeypatch.setenv("ALERT_URLS", between.join(urls))
+        monkeypatch.setattr(alerts, "_SENDING_SECONDS", 3)
+        import_module("apprise")  # which is no part of sending
         without = command("etl.user_segments", "--json", ALERT_URLS="")
         with within(4 + 10):
             finished = command("etl.user_segments", "--json", LOG_FORMAT="text")

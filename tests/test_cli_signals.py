@@ -94,8 +94,8 @@ def test_a_signal_after_the_work_changes_nothing(number: signal.Signals) -> None
         "class Late:\n"
         f"    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
         "sys.late = Late()\n"
-        "from etl import cli\n"
-        "cli.exit_with(lambda: 0)\n"
+        "from etl.cli.exits import exit_with\n"
+        "exit_with(lambda: 0)\n"
     )
 
     finished = subprocess.run(

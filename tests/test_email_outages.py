@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from destinations import execute
 from examples import examples
 from fixture_types import Mart, Select
@@ -93,6 +95,33 @@ def test_after_an_outage_what_still_holds_is_sent_once_and_nothing_that_is_over(
             pass_time(STEP)
 
     assert sorted(sent) == ["u1", "u2"]
+
+
+def test_after_a_longer_outage_what_failed_is_tried_again_by_the_pages_statement(
+    mart: Mart, select: Select
+) -> None:
+    """One mail a user, none beside one that waits, and of these what still holds."""
+    mart(audience(*(user(name, "at_risk") for name in ("ann", "bob", "eve"))))
+    email_triggers.sync()
+    execute(
+        "UPDATE crm.email_queue SET status = 'failed', attempts = 9, updated_at = now()",
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status)"
+        " VALUES ('ann', 'loyalty', 'epoch', 4, '{}', 'failed'),"
+        " ('bob', 'loyalty', 'epoch', 4, '{}', 'pending')",
+    )
+    page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
+    (again,) = (
+        sql for sql in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "failed.id" in sql
+    )
+
+    execute(again)
+    mart(audience(user("ann", "at_risk"), user("bob", "at_risk"), user("eve", "regular")))
+    email_triggers.sync(force=True)
+
+    with open_worker() as ask:
+        claimed = [(mail["user_id"], mail["template"], mail["attempts"]) for mail in claim(ask)]
+    assert claimed == [("ann", "win_back", 2)]
+    assert "eve win_back cancelled: left_segment" in queue(select)
 
 
 def test_claims_that_fail_in_a_loop_burn_one_attempt(environment: Path, select: Select) -> None:

@@ -166,6 +166,25 @@ def test_a_mail_sent_without_the_queue_counts_for_gap_and_cooldown(
     assert email_triggers.sync()["held_back"] == 1
 
 
+@pytest.mark.parametrize("meanwhile", ["pending", "cancelled", "failed"])
+def test_a_mail_that_waits_and_was_sent_without_the_queue_at_its_visit_is_recorded(
+    meanwhile: str, mart: Mart, ask: Ask, select: Select
+) -> None:
+    """A shop that welcomes at the moment of the first visit."""
+    first = NOW - 2 * DAY
+    mart(audience(user("ann", "new_user", first=first)))
+    email_triggers.sync()
+    execute(f"UPDATE crm.email_queue SET status = '{meanwhile}', reason = 'x'")
+
+    (recorded,) = ask("record_sent_email", "ann", "welcome", first)
+    again = ask("record_sent_email", "ann", "welcome", first)
+
+    (row,) = select("SELECT id, status, reason, sent_at FROM crm.email_queue")
+    assert row == {"id": recorded["id"], "status": "sent", "reason": "recorded", "sent_at": first}
+    assert again == claim(ask) == []
+    assert counts(email_triggers.sync()) == {"unchanged": 1}
+
+
 def test_who_was_welcomed_otherwise_is_never_welcomed_again(mart: Mart, ask: Ask) -> None:
     mart(audience(user("ann", "new_user")))
     email_triggers.sync()
@@ -224,6 +243,35 @@ def test_a_daily_cap_is_filled_with_the_most_urgent_and_starts_anew_at_midnight_
         " WHERE status = 'sent'"
     )
     assert len(claim(ask)) == 1  # two are being sent
+
+
+def test_a_cap_takes_the_most_urgent_of_a_template_whatever_else_is_claimed(
+    ask: Ask, select: Select
+) -> None:
+    """The priorities of both templates lie in one another, and neither may go as a whole."""
+    execute(
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload)"
+        " SELECT template || p || n, template, 'epoch', p, '{}'"
+        " FROM unnest('{win_back,loyalty}'::text[]) AS template,"
+        " generate_series(1, 4) AS p, generate_series(1, 12) AS n",
+        "UPDATE crm.email_templates SET daily_cap = 12 WHERE template IN ('win_back', 'loyalty')",
+    )
+
+    claimed = claim(ask, 90)
+
+    assert [mail["priority"] for mail in claimed] == [1] * 24
+
+
+def test_a_mail_that_the_clock_dates_into_the_future_uses_up_no_cap_but_that_days(
+    mart: Mart, ask: Ask
+) -> None:
+    """A server's clock was a year ahead, or somebody recorded a mail with a wrong year."""
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    execute("UPDATE crm.email_templates SET daily_cap = 1 WHERE template = 'win_back'")
+    ask("record_sent_email", "bob", "win_back", NOW + 365 * DAY)
+
+    assert [mail["user_id"] for mail in claim(ask)] == ["ann"]
 
 
 def test_a_mail_that_was_not_sent_gives_its_place_back(mart: Mart, ask: Ask) -> None:

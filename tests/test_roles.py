@@ -84,6 +84,20 @@ def test_the_syncs_do_with_their_role(
     assert len(select("SELECT FROM etl.rejected_rows")) == 2
 
 
+def test_unsubscribes_follow_a_renamed_template_with_the_role_of_the_syncs(
+    become: Become, select: Select
+) -> None:
+    execute("INSERT INTO crm.email_suppressions (user_id, template) VALUES ('a', 'old')")
+    become("etl")
+
+    with postgres.session(Settings.from_environment(), "etl") as connection:
+        postgres.select(connection, "SELECT crm.rename_email_suppressions('old', 'new')")
+        connection.commit()
+
+    rows = select("SELECT user_id, template FROM crm.email_suppressions ORDER BY template")
+    assert [tuple(row.values()) for row in rows] == [("a", "new"), ("a", "old")]
+
+
 def test_a_refused_run_is_recorded_with_the_role_of_the_syncs(
     become: Become, mart: Mart, select: Select
 ) -> None:
@@ -294,6 +308,7 @@ FORBIDDEN = {
         "DELETE FROM crm.email_templates",
         "UPDATE crm.email_counts SET mails = 0",
         "SELECT crm.record_sent_email('a', 'a', now())",
+        "SELECT crm.rename_email_suppressions('a', 'b')",
         "SELECT FROM etl.sync_runs",
         "UPDATE etl.sync_runs SET error = ''",
     ),
@@ -307,6 +322,7 @@ FORBIDDEN = {
         "INSERT INTO crm.email_queue (user_id) VALUES ('a')",
         "DELETE FROM crm.email_queue",
         "UPDATE crm.email_suppressions SET reason = ''",
+        "SELECT crm.rename_email_suppressions('a', 'b')",
         "SELECT FROM crm.user_segments",
         "SELECT FROM etl.sync_runs",
     ),

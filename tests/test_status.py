@@ -19,7 +19,8 @@ from etl.cli.advice import next_command
 from etl.cli.arguments import parse
 from etl.errors import AlreadyRunning, Refused, UsageError
 from etl.settings import Settings
-from etl.status import TREND, Flags, page, status
+from etl.status import Flags, page, status
+from etl.status.flags import TREND
 from etl.syncs import SYNCS
 
 NOW = dt.datetime.now(dt.UTC)

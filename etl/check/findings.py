@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from etl.errors import SyncError
+from etl.errors import SyncError
 
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "fail", "skipped"
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 import polars as pl
 import pyarrow as pa
 
-from etl import warehouse
-from etl.run import Run
+from etl import postgres, warehouse
+from etl.check.postgres import READ_ONLY
+from etl.run import Run, ledger
 from etl.run.contract import Validator
 from etl.run.reading import MartReading
 from etl.warehouse import Spool
@@ -56,6 +57,12 @@ class Look(Run):
         if self.attempt.session is None:
             raise Enough
         return self.attempt.session
+
+    def begin(self) -> None:
+        """Begin a transaction that only reads, and look back at the last ok run."""
+        self.session.try_rollback()
+        postgres.execute(self.session, READ_ONLY)
+        self.previous = ledger.last_ok_run(self.session, self.job.sync)
 
     def read(
         self,

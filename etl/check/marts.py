@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import dataframely as dy
 
-from etl import postgres, warehouse
+from etl import warehouse
 from etl.check.findings import FAIL, OK, WARN, Finding, failed
 from etl.check.look import Enough, Look, Unsure
-from etl.check.postgres import READ_ONLY
 from etl.errors import Refused, SyncError
 from etl.options import Options
 from etl.plumbing.counted import counted
-from etl.run import Attempt, Job, ledger
+from etl.run import Attempt, Job
 from etl.run.guards import fired
 from etl.status.problems import ago
 
@@ -96,10 +95,8 @@ def _errors(work: Callable[[], object]) -> dict[str, SyncError]:
 
 
 def _load(run: Look, load: Callable[[Any], None]) -> None:
-    if (session := run.attempt.session) is not None:
-        session.try_rollback()
-        postgres.execute(session, READ_ONLY)
-        run.previous = ledger.last_ok_run(session, run.job.sync)
+    if run.attempt.session is not None:
+        run.begin()
     load(run)
 
 

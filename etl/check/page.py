@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from etl.check.findings import FAIL, OK, SKIPPED, WARN
 from etl.plumbing.counted import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red", SKIPPED: "dim"}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -15,16 +17,10 @@ from etl.check.findings import FAIL, OK, WARN, Finding, failed, has_failed, skip
 from etl.errors import SyncError
 from etl.mail import rules
 from etl.plumbing.counted import counted
-from etl.postgres import trust
+from etl.postgres import Connection, trust
 from etl.run import ledger
+from etl.settings import Settings
 from etl.syncs import SYNCS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
-    from contextlib import ExitStack
-
-    from etl.postgres import Connection
-    from etl.settings import Settings
 
 _SERVER, _TABLES, _RIGHTS, _TRIGGERS, _RUNS, _MAILS = (
     "Postgres",

@@ -6,20 +6,16 @@ Nothing runs before every flag is understood, and nothing heavy is imported befo
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 from etl import __version__
-from etl.cli import alerts, flags, progress, report
+from etl.cli import alerts, exits, flags, progress, report
 from etl.cli.flags import Flags
 from etl.errors import Cancelled, SyncError
-from etl.plumbing import failure, log, signals
-from etl.plumbing.redact import one_line
+from etl.plumbing import log, signals
 from etl.result import SyncResult
-from etl.settings import env_secrets
 from etl.syncs import BY_NAME, SYNCS
 
 
@@ -36,25 +32,7 @@ def main(only: str | None = None) -> NoReturn:
         report.write(flags.help_page(only))
         return 0
 
-    exit_with(work)
-
-
-def exit_with(work: Callable[[], int]) -> NoReturn:
-    """Exit with the code that `work` returns; an error or a signal becomes one line on stderr."""
-    signals.install_exiting()
-    report.escape_unencodable()
-    try:
-        code = work()
-    except SyncError as error:
-        _debug(error)
-        code = _print_error(str(error), error.exit_code)
-    except Cancelled as stop:
-        code = _print_error(f"stopped by {stop}", stop.exit_code)
-    except Exception as error:
-        _debug(error)
-        code = _print_error(failure.unexpected(error), 1)
-    signals.ignore_all()
-    sys.exit(code)
+    exits.exit_with(work)
 
 
 def _run(wanted: Flags) -> int:
@@ -108,7 +86,7 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
             if not wanted.dry_run:
                 alerts.send_error(error)
             raise
-        _debug(error)
+        exits.debug(error)
         return error.result, error.exit_code
 
 
@@ -118,14 +96,3 @@ def _not_run(before: SyncResult) -> str:
     # What is wrong, without the advice that its own line gives.
     problem = re.split(r"; |\. ", before.get("error", "no reason is known"))[0]
     return f"not run, because {before['sync']} {verb}: {problem}"
-
-
-def _print_error(message: str, code: int) -> int:
-    print(f"etl: {one_line(message, env_secrets(os.environ))}", file=sys.stderr)  # noqa: T201
-    return code
-
-
-def _debug(error: Exception) -> None:
-    """With ETL_DEBUG=1 show the traceback of an error, without secrets and values."""
-    if os.environ.get("ETL_DEBUG") == "1":
-        sys.stderr.write(failure.trace(error))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Set
 from dataclasses import Field, field, fields
 from typing import Any, NoReturn, TypeVar
 
+from etl.cli.exits import exit_with
 from etl.errors import UsageError
 from etl.settings import hidden
 
@@ -32,7 +33,6 @@ def main(
     flags: type[_T], program: str, about: tuple[str, ...], run: Callable[[_T], int]
 ) -> NoReturn:
     """Run what sys.argv asks for, and exit with what it returns or with an error's code."""
-    from etl import cli
 
     def work() -> int:
         asked = parse(flags, sys.argv[1:])
@@ -41,7 +41,7 @@ def main(
         print(help_page(flags, program, about))  # noqa: T201
         return 0
 
-    cli.exit_with(work)
+    exit_with(work)
 
 
 def parse(flags: type[_T], arguments: list[str], hidden: Set[str] = frozenset()) -> _T | None:

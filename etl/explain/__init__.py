@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from etl.cli import arguments
+from etl.cli.exits import exit_with
 from etl.errors import UsageError
 from etl.plumbing import failure, folder
 from etl.plumbing.redact import as_json, each_text, escaped, quote_value
@@ -69,9 +70,7 @@ def explain(user_id: str, settings: Settings | None = None) -> dict[str, Any]:
 
 def main() -> NoReturn:
     """Run what sys.argv asks for and exit."""
-    from etl import cli
-
-    cli.exit_with(lambda: _run(sys.argv[1:]))
+    exit_with(lambda: _run(sys.argv[1:]))
 
 
 def _run(words: Sequence[str]) -> int:

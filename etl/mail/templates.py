@@ -33,7 +33,7 @@ def update(connection: Connection, settings: Settings) -> list[str]:
 
 
 def keep_history(run: Run) -> None:
-    """Give mails of a former template its new name; `decisions.prepare` told the rules before.
+    """Give what is of a former template its new name; `decisions.prepare` told the rules before.
 
     Raises:
         Refused: a template seems to be renamed and no rule says so, hence everybody would be
@@ -41,6 +41,7 @@ def keep_history(run: Run) -> None:
     """
     if any(rule.renamed_from for rule in rules.RULES):
         postgres.execute(run.session, queries.load("postgres", "email_rename"))
+        postgres.query(run.session, "email_rename_unsubscribed")
     if run.options.force:
         return
     named = {*rules.templates().values(), *rules.RETIRED}

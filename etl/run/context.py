@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dataframely as dy
@@ -15,15 +13,11 @@ import pyarrow as pa
 
 from etl import postgres, warehouse
 from etl.errors import SyncError
-from etl.options import Options
 from etl.plumbing import log, queries
 from etl.postgres import Call, Connection, Merge
 from etl.run import guards
-from etl.run.attempt import Attempt
-from etl.run.job import Job, PreviousRun
+from etl.run.facts import Facts
 from etl.run.reading import MartReading, read_mart
-from etl.run.tally import Tally
-from etl.settings import Settings
 from etl.warehouse import Batches, Spool
 
 # Assumed of a mart that was never synced.
@@ -31,55 +25,8 @@ _UNKNOWN_ROWS = 1_000_000
 
 
 @dataclass
-class Run:
-    """One attempt, as a sync's `load` sees it: what it was asked, its verbs, what it has read."""
-
-    attempt: Attempt
-    folder: Path = Path()  # for what is spooled
-    previous: PreviousRun | None = None
-    staged: list[str] = field(default_factory=list)
-    _reading: MartReading | None = None
-    _guarded: bool = False  # the guards have looked
-    _into_nothing: bool = False  # nothing was ever in the target
-
-    @property
-    def job(self) -> Job:
-        """What never changes in a run."""
-        return self.attempt.job
-
-    @property
-    def options(self) -> Options:
-        """How to run."""
-        return self.job.options
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the run."""
-        return self.job.settings
-
-    @property
-    def tally(self) -> Tally:
-        """What was read and counted."""
-        return self.attempt.tally
-
-    @property
-    def session(self) -> Connection:
-        """The session of Postgres that holds the lock and the open transaction."""
-        if self.attempt.session is None:
-            raise SyncError(f"{self.job.sync}: not connected to Postgres")
-        return self.attempt.session
-
-    @property
-    def mart(self) -> MartReading:
-        """The mart, once it was read."""
-        if self._reading is None:
-            raise SyncError(f"{self.job.sync}: the mart was not read")
-        return self._reading
-
-    @property
-    def as_of(self) -> dt.datetime:
-        """When the mart was built, by its accepted rows; when they do not say so, now."""
-        return self.tally.metrics.built_at or self.job.started_at
+class Run(Facts):
+    """One attempt, as a sync's `load` sees it: what it may ask, and its verbs."""
 
     def read(
         self,
@@ -92,7 +39,8 @@ class Run:
     ) -> Spool:
         """Read this sync's mart into a spool: the rows that keep the contract, reshaped.
 
-        Afterwards `mart` has what was rejected, and the warehouse's file is closed.
+        Afterwards `mart` has what was rejected, and the warehouse's file is closed; a slow server
+        does not keep it open for longer.
 
         Args:
             schema: the contract.
@@ -100,16 +48,14 @@ class Run:
                 their order, within a batch and from batch to batch.
             key: columns of the contract's primary key by which rows belong together, in a batch
                 as in a shard; all of them unless given.
-            ordered: False leaves the rows of a table as they come where no two have the same key,
-                for who needs no order: sorting takes a third of reading.
-            stage_as: COPY all of them to this temporary table while they are read. A slow server
-                does not keep the warehouse's file open for longer.
+            ordered: False leaves rows as they come, for who needs no order: sorting takes a third
+                of reading. See `warehouse.open_mart`.
+            stage_as: COPY all of them to this temporary table while they are read.
 
         Raises:
-            SyncError: the mart cannot be read; see `warehouse.open_mart`. Or Postgres did not take
-                what was read.
+            SyncError: the mart cannot be read, or Postgres did not take what was read.
         """
-        begun, key = time.perf_counter(), key or schema.primary_key()
+        key = key or schema.primary_key()
         copies: list[Call[int]] = []
 
         def copy(batches: Batches) -> None:
@@ -122,9 +68,6 @@ class Run:
             return warehouse.write(batches, self.folder / "mart", key, copy if stage_as else None)
 
         mart = read_mart(self.job, self.folder, schema, key, keep, ordered=ordered)
-        log.event("mart.read", rows=mart.rows, seconds=round(time.perf_counter() - begun, 3))
-        if mart.rejects.total:
-            log.warning("rows.rejected", rows=mart.rejects.total, **mart.rejects.reasons)
         for under_way in copies:
             postgres.finish_copy(self.session, str(stage_as), under_way, mart.accepted.rows)
         return self.take(mart)
@@ -153,7 +96,7 @@ class Run:
             the mart, or none. With `delete_missing` it is read all the same.
         """
         (stats,) = postgres.query(self.session, "table_stats", table)
-        self._into_nothing = not stats["bytes"]
+        self.into_nothing = not stats["bytes"]
         expected = self.previous.mart_rows if self.previous else _UNKNOWN_ROWS
         pays = stats["bytes"] and stats["rows"] <= 2 * expected and not self.options.shard
         if not (pays or self.options.delete_missing):
@@ -250,7 +193,7 @@ class Run:
             How many rows Postgres says it wrote. None: the target has, or once had, rows, or
             another session has just added one of these; nothing was done.
         """
-        if not self._into_nothing:
+        if not self.into_nothing:
             return None
         try:
             with self.savepoint():

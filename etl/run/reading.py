@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import dataframely as dy
 import polars as pl
 
 from etl import warehouse
-from etl.plumbing import cancellation
+from etl.plumbing import cancellation, log
 from etl.run.contract import Rejects, Validator
 from etl.run.job import Job
 from etl.warehouse import Spool
@@ -58,6 +59,7 @@ def read_mart(
         keep: makes a spool of the frames of accepted rows.
         ordered: see `warehouse.open_mart`.
     """
+    begun = time.perf_counter()
     keys = contract.create_empty().select(key).to_arrow().schema
     part = job.options.only_user or job.shard
     begin = partial(warehouse.open_mart, job.sync, contract, job.settings, part, now=job.started_at)
@@ -69,7 +71,11 @@ def read_mart(
         limit, unique = job.settings.reject_limit, not mart.ordered
         check = Validator(contract, limit, job.started_at, key, rejected.add_rows, unique=unique)
         accepted = keep(check.valid_rows(frame) for frame in _cancellable(frames))
-    return MartReading.of(mart, check, accepted, rejected.spool)
+    log.event("mart.read", rows=check.rows, seconds=round(time.perf_counter() - begun, 3))
+    reading = MartReading.of(mart, check, accepted, rejected.spool)
+    if reading.rejects.total:
+        log.warning("rows.rejected", rows=reading.rejects.total, **reading.rejects.reasons)
+    return reading
 
 
 def _cancellable(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

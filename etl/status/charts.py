@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etl.status import HTML_RUNS
+from etl.status.flags import HTML_RUNS
 
 # In units of the page: how wide a bar is, and with its gap, and how high a chart is.
 RUNS = HTML_RUNS

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from etl.cli import report
 from etl.plumbing.counted import counted
-from etl.status import TREND
+from etl.status.flags import TREND
 from etl.status.problems import ago
 
 _STYLES = {"ok": "green", "running": "cyan", "refused": "yellow", "cancelled": "yellow"}

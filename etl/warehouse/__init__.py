@@ -1,18 +1,10 @@
 """The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
 
 from etl.warehouse import keys
+from etl.warehouse.compare import differing, joined, missing
 from etl.warehouse.errors import NotFoundError
 from etl.warehouse.marts import Source
-from etl.warehouse.spool import (
-    Batches,
-    Spool,
-    Writer,
-    differing,
-    joined,
-    missing,
-    to_batches,
-    write,
-)
+from etl.warehouse.spool import Batches, Spool, Writer, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 from etl.warehouse.survey import Survey, lookalikes, survey
 

@@ -44,10 +44,10 @@ allowed AS MATERIALIZED (
 -- One priority after the other, so that no more mails are locked than are taken. Of each kind a claim
 -- looks at the first few hundred, however many may not go.
 next AS MATERIALIZED (
-    SELECT c.id, c.template, c.priority, c.most
+    SELECT c.*
     FROM (SELECT DISTINCT a.priority FROM allowed AS a ORDER BY a.priority) AS p
     CROSS JOIN LATERAL (
-        SELECT m.id, a.template, a.priority, a.most
+        SELECT m.*, a.template, a.priority, a.most
         FROM allowed AS a
         CROSS JOIN LATERAL (
             SELECT q.id, w.not_before, w.created_at
@@ -119,7 +119,13 @@ put_off AS (
 within_cap AS (
     SELECT n.id
     FROM (
-        SELECT id, most, pg_catalog.row_number() OVER (PARTITION BY template) AS number FROM next
+        SELECT
+            id,
+            most,
+            pg_catalog.row_number() OVER (
+                PARTITION BY template ORDER BY priority, not_before, created_at, id
+            ) AS number
+        FROM next
     ) AS n
     WHERE n.number <= n.most
 ),

@@ -42,6 +42,7 @@ GRANT SELECT, INSERT, UPDATE ON :targets, crm.email_queue, etl.sync_runs TO sear
 GRANT SELECT ON crm.email_suppressions, crm.email_allowlist TO searchflow_etl;
 -- Whether a template is paused or capped is not for syncs to change.
 GRANT SELECT, INSERT, UPDATE (cooldown, min_gap) ON crm.email_templates TO searchflow_etl;
+GRANT EXECUTE ON FUNCTION crm.rename_email_suppressions TO searchflow_etl;
 GRANT INSERT ON etl.rejected_rows TO searchflow_etl;
 
 GRANT searchflow_etl TO searchflow_etl_mirror; -- with all it may

@@ -425,12 +425,17 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT count(*)
     FROM (
-        SELECT FROM crm.email_queue AS q
+        SELECT
+        FROM
+            crm.email_queue AS q,
+            (
+                SELECT date_trunc('day', statement_timestamp() AT TIME ZONE 'UTC')
+                    AT TIME ZONE 'UTC' AS begins
+            ) AS today
         WHERE
             q.template = kind
-            AND q.sent_at >= date_trunc(
-                'day', statement_timestamp() AT TIME ZONE 'UTC'
-            ) AT TIME ZONE 'UTC'
+            AND q.sent_at >= today.begins
+            AND q.sent_at < today.begins + INTERVAL '24 hours' -- not what a wrong clock dated later
         UNION ALL
         SELECT FROM crm.email_queue AS q
         WHERE q.template = kind AND q.status = 'processing'
@@ -505,7 +510,7 @@ AS $$
             WHEN m.reason = 'not due' THEN m.not_before
             WHEN m.reason = 'daily cap' THEN pg_catalog.date_trunc(
                 'day', pg_catalog.statement_timestamp() AT TIME ZONE 'UTC'
-            ) AT TIME ZONE 'UTC' + INTERVAL '1 day'
+            ) AT TIME ZONE 'UTC' + INTERVAL '24 hours' -- in any time zone's session
         END
     FROM mails AS m
 $$;
@@ -520,14 +525,42 @@ BEGIN
     LANGUAGE sql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
-        INSERT INTO crm.email_queue (
+        INSERT INTO crm.email_queue AS q (
             user_id, template, episode_at, priority, payload, status, reason, created_at, sent_at
         )
         VALUES (who, kind, at, 9, '{}', 'sent', 'recorded', at, at)
-        ON CONFLICT DO NOTHING
+        -- The mail of this very visit, unless a worker has it.
+        ON CONFLICT (user_id, template, episode_at) DO UPDATE
+        SET
+            status = 'sent',
+            reason = 'recorded',
+            sent_at = excluded.sent_at,
+            updated_at = clock_timestamp()
+        WHERE q.status IN ('pending', 'failed', 'cancelled')
         RETURNING id
     $$;
     REVOKE ALL ON FUNCTION crm.record_sent_email FROM public;
+END
+$do$;
+
+-- makes: crm.rename_email_suppressions
+-- Who unsubscribed from a template has done so under its new name, too. With its owner's rights, because
+-- a sync may change no unsubscribe.
+DO $do$
+BEGIN
+    CREATE OR REPLACE FUNCTION crm.rename_email_suppressions(former text, kind text)
+    RETURNS SETOF text
+    LANGUAGE sql VOLATILE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+        INSERT INTO crm.email_suppressions (user_id, reason, since, template)
+        SELECT s.user_id, s.reason, s.since, kind
+        FROM crm.email_suppressions AS s
+        WHERE s.template = former
+        ON CONFLICT DO NOTHING
+        RETURNING user_id
+    $$;
+    REVOKE ALL ON FUNCTION crm.rename_email_suppressions FROM public;
 END
 $do$;
 

@@ -233,7 +233,7 @@ def in_threads(*works: Callable[[], object], over: threading.Event | None = None
 
 @contextmanager
 def worker(name: str) -> Iterator[Worker]:
-    """A mail worker who waits for no lock beyond 100 ms."""
+    """A mail worker, who waits for no lock of a run."""
     hired = Worker(name)
     try:
         yield hired
