@@ -59,6 +59,8 @@ PINNED = {
     "standard_conforming_strings": ("off", "on"),
     "array_nulls": ("off", "on"),
     "transform_null_equals": ("on", "off"),
+    "random_page_cost": ("40", "1.1"),
+    "work_mem": ("64kB", "64MB"),
     "client_min_messages": ("debug5", "error"),
     "client_encoding": ("LATIN1", "UTF8"),
     "statement_timeout": ("1h", "15min"),
@@ -111,6 +113,11 @@ def test_every_pin_holds_against_the_role(
     as_superuser(servers, "DROP ACCESS METHOD other")
 
     assert row == {name: pinned for name, (_, pinned) in PINNED.items()}
+
+
+def test_a_role_may_have_more_memory_than_a_run_needs(servers: Servers, environment: Path) -> None:
+    with _set_for(servers, "ROLE airflow", {"work_mem": "70000kB"}):
+        assert _rows("SELECT current_setting('work_mem') AS memory") == [{"memory": "70000kB"}]
 
 
 @pytest.mark.few(1)
