@@ -212,7 +212,11 @@ def test_of_a_waiting_mail_it_is_told_what_a_claim_now_does_with_it_and_why(
 
 
 def test_what_is_to_be_queued_of_a_template_whose_cap_is_reached_is_told(people: None) -> None:
-    execute("UPDATE crm.email_templates SET daily_cap = 1 WHERE template = 'win_back'")
+    execute(
+        "UPDATE crm.email_templates SET daily_cap = 1 WHERE template = 'win_back'",
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status,"
+        " sent_at) VALUES ('today', 'win_back', now(), 3, '{}', 'sent', now())",
+    )
 
     assert "The daily cap of win_back is reached" in page.page(explain("fresh"))
 

@@ -25,6 +25,9 @@ from etl.settings import Settings
 
 Patch = pytest.MonkeyPatch
 
+# A node listens 10,000 above its port as well, which must lie below 32768, too (see free_port).
+_CLUSTERED = range(22_001, 22_700)
+
 
 # A Unix socket
 
@@ -131,7 +134,7 @@ def test_keys_go_to_a_cluster_over_verified_tls(
     papers: Papers, servers: Servers, mart: Mart, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=2_500))
-    ports = [free_port(range(22_001, 23_000)) for _ in range(3)]
+    ports = [free_port(_CLUSTERED) for _ in range(3)]
 
     with ExitStack() as stack:
         options = ["--cluster-enabled", "yes", "--tls-cluster", "yes", *_encrypted(papers)]
@@ -158,7 +161,7 @@ def test_keys_go_to_the_sentinels_master_over_verified_tls(
     papers: Papers, servers: Servers, mart: Mart, monkeypatch: Patch
 ) -> None:
     mart(MANY.format(users=2_500))
-    port, watcher = free_port(range(22_001, 23_000)), free_port(range(23_000, 24_000))
+    port, watcher = free_port(_CLUSTERED), free_port(range(23_000, 24_000))
     encrypted = [*_encrypted(papers), "--tls-replication", "yes"]
 
     with (

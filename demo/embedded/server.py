@@ -25,6 +25,7 @@ STOP_SECONDS = 10.0  # until the next, harder signal
 # Which ports of a range are this process's: of tests side by side each has some of its own, because
 # the port of a server that is stopped for a moment would be free for all.
 SHARE = slice(None)
+_given: set[int] = set()
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -162,13 +163,14 @@ def spawn(
 
 
 def free_port(ports: range) -> int:
-    """Return a free one of these ports, which should all lie below 32768.
+    """Return a free one of these ports, which no call before returned if there are enough.
 
-    From there on Linux gives ports to outgoing connections, and a client that retries a
-    stopped server on such a port can end up connected to itself.
+    They should all lie below 32768. From there on Linux gives ports to outgoing connections, and a
+    client that retries a stopped server on such a port can end up connected to itself.
     """
     while True:
-        port = secrets.choice(ports[SHARE])
+        port = secrets.choice([port for port in ports[SHARE] if port not in _given] or ports[SHARE])
+        _given.add(port)
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

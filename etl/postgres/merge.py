@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from etl.errors import SyncError
 from etl.plumbing import log, queries
 from etl.plumbing.counted import counted
 from etl.postgres import session
-from etl.postgres.query import query
+from etl.postgres.query import query, select
 
 if TYPE_CHECKING:
     from etl.postgres.session import Connection
@@ -62,6 +64,9 @@ def merge(connection: Connection, what: Merge, *parameters: Any) -> dict[str, in
 def insert(connection: Connection, what: Merge, name: str, rows: int) -> int:
     """Run sql/postgres/<name>.sql, a plain INSERT of all that is staged for a merge.
 
+    The merge is planned before, because a table without its key would take the rows as well, and so
+    would one without a column that only the merge maintains.
+
     Returns:
         How many rows Postgres says it wrote.
 
@@ -69,6 +74,8 @@ def insert(connection: Connection, what: Merge, name: str, rows: int) -> int:
         SyncError: it failed, or left out some of the `rows`, or a trigger altered some.
     """
     begun = time.perf_counter()
+    with _naming_rules(connection, what.table):
+        select(connection, f"EXPLAIN {queries.load('postgres', what.name)}", False)
     written = connection.call(partial(session.write_raw, sql=queries.load("postgres", name)))
     refuse_unwritten(connection, what.table, rows - written)
     refuse_altered(connection, what)
@@ -82,8 +89,14 @@ def write(connection: Connection, table: str, name: str, *parameters: Any) -> li
     Raises:
         SyncError: it failed; where a rule on the table is the reason, that is named.
     """
-    try:
+    with _naming_rules(connection, table):
         return query(connection, name, *parameters)
+
+
+@contextmanager
+def _naming_rules(connection: Connection, table: str) -> Iterator[None]:
+    try:
+        yield
     except SyncError as error:
         if error.sqlstate == _NOT_SUPPORTED:
             connection.rollback()

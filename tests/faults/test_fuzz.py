@@ -111,7 +111,7 @@ def tables(
         name: numbers(chosen[name]) if isinstance(kind, str) else kind
         for name, kind in columns.items()
     }
-    rows = draw(st.lists(st.fixed_dictionaries(values), min_size=8, max_size=30))
+    rows = draw(st.lists(st.fixed_dictionaries(values), min_size=15, max_size=40))
     for number, row in enumerate(rows):  # most of them another user
         row["user_id"] = f"u{number}" if row["user_id"] == "u{row}" else row["user_id"]
     return chosen, rows
