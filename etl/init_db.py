@@ -18,7 +18,7 @@ from etl.plumbing import failure, queries
 from etl.postgres import trust
 from etl.settings import Settings
 
-_LOCK_TIMEOUT = "55P03"  # the SQLSTATE
+_LOCKED = {"55P03", "40P01"}  # SQLSTATE of a lock that did not come in time, and of a deadlock
 
 # A worker waits for a try of ours no longer than this.
 _SHORTLY = "SET LOCAL lock_timeout = '50ms'"
@@ -94,11 +94,16 @@ def _make(connection: postgres.Connection, settings: Settings) -> dict[str, str]
     return missing
 
 
-def _execute(connection: postgres.Connection, statement: str, makes: str) -> None:
+def _execute(
+    connection: postgres.Connection,
+    statement: str,
+    makes: str,
+    execute: Callable[[postgres.Connection, str], None] = postgres.execute,
+) -> None:
     try:
-        postgres.execute(connection, statement)
+        execute(connection, statement)
     except SyncError as error:
-        if error.sqlstate == _LOCK_TIMEOUT:
+        if error.sqlstate in _LOCKED:
             raise _LockedError(makes) from error
         raise
 
@@ -131,8 +136,9 @@ def _build_indices(
             for name in due.keys() & due_statements(connection).keys():
                 index = _index_of_old_table(due[name], missing)
                 ddl = due[name].partition(";")[0].replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
-                postgres.execute_alone(builder, f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
-                postgres.execute_alone(builder, ddl)
+                drop = f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
+                _execute(builder, drop, name, postgres.execute_alone)
+                _execute(builder, ddl, name, postgres.execute_alone)
 
     def use() -> None:
         for name, ddl in due.items():
