@@ -22,7 +22,7 @@ from etl import postgres, user_segments, warehouse
 from etl.errors import SyncError
 from etl.postgres import Connection
 from etl.settings import Settings
-from etl.warehouse import stream
+from etl.warehouse import file, stream
 
 # More users than a batch of 2,048 takes.
 CROWD = (
@@ -196,10 +196,12 @@ def test_a_first_load_that_fails_half_way_leaves_nothing(
     assert not select(f"{SESSIONS} AND state <> 'idle'")
 
 
+@pytest.mark.parametrize("many", [3_000, 5_000_000])
 def test_twins_are_rejected_also_where_the_mart_need_not_be_sorted(
-    mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+    many: int, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    monkeypatch.setattr(file, "MANY_ROWS", many)
     mart(segments("('a', 'regular', 1, 0, 0)"), CROWD)
     user_segments.sync()
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")

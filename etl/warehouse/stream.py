@@ -120,12 +120,12 @@ def open_mart(
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
         with explaining():
             source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
-            if is_large := source.stored is None or source.stored > file.MANY_ROWS:
+            if source.stored is None or source.stored > file.MANY_ROWS:
                 file.give_room(connection, source.stored)
             types.check_columns(source.rows, contract, query.source)
             rows, stats = _part(source.rows, contract, key, part, now)
-            if ordered is False or source.stored is None:  # a hash of every key takes memory, too
-                ordered = is_large or _has_twins(rows, contract)
+            if source.stored is None or ordered is False:
+                ordered = source.stored is None or _has_twins(rows, contract, source.stored)
             typed = _typed(rows, contract, key if ordered else ())
         yield Mart(typed, source, key, bool(ordered), stats, explaining)
 
@@ -186,11 +186,17 @@ def _typed(
     return types.cast_to_contract(rows, contract)
 
 
-def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]) -> bool:
-    """Return whether two rows may have the same key, by a hash of it: eight bytes a row."""
+def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], stored: int) -> bool:
+    """Return whether two rows may have the same key, by hashes of it, some millions at a time."""
     key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
-    hashes = rows.select(FunctionExpression("hash", *key).alias("hash")).to_arrow_table()
-    return bool(pl.Series(hashes["hash"]).n_unique() < hashes.num_rows)
+    every = FunctionExpression("hash", *key)
+    parts = 1 + stored // file.MANY_ROWS
+    for part in range(parts):
+        mine = rows.filter(every % ConstantExpression(parts) == ConstantExpression(part))
+        hashes = mine.select(every.alias("hash")).to_arrow_table()
+        if pl.Series(hashes["hash"]).n_unique() < hashes.num_rows:
+            return True
+    return False
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
