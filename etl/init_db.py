@@ -98,10 +98,11 @@ def _execute(
     connection: postgres.Connection,
     statement: str,
     makes: str,
-    execute: Callable[[postgres.Connection, str], None] = postgres.execute,
+    *,
+    alone: bool = False,
 ) -> None:
     try:
-        execute(connection, statement)
+        (postgres.execute_alone if alone else postgres.execute)(connection, statement)
     except SyncError as error:
         if error.sqlstate in _LOCKED:
             raise _LockedError(makes) from error
@@ -137,8 +138,8 @@ def _build_indices(
                 index = _index_of_old_table(due[name], missing)
                 ddl = due[name].partition(";")[0].replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
                 drop = f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
-                _execute(builder, drop, name, postgres.execute_alone)
-                _execute(builder, ddl, name, postgres.execute_alone)
+                _execute(builder, drop, name, alone=True)
+                _execute(builder, ddl, name, alone=True)
 
     def use() -> None:
         for name, ddl in due.items():

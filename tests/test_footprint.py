@@ -135,8 +135,8 @@ def _files(machine: Path) -> set[str]:
 
 def _wait_for_spill(machine: Path, process: subprocess.Popen[str]) -> str:
     deadline = time.monotonic() + HANG
-    # Python tries a folder by a file of a random name before it uses it.
-    while not (made := {name for name in _files(machine) if name.startswith("tmp/etl-")}):
+    # Python tries a folder by a file of a random name; ours has another name until it is locked.
+    while not (made := {name for name in _files(machine) if name.startswith("tmp/etl-run-")}):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
