@@ -95,6 +95,7 @@ def test_a_failure_is_told_with_its_line_its_host_its_run_and_the_next_command(
     assert "hush-hush-1" not in told + finished.stderr
 
 
+@pytest.mark.slow
 def test_what_fails_every_hour_is_told_once_and_after_a_day_again_and_so_is_its_end(
     mart: Mart, inbox: Inbox
 ) -> None:

@@ -151,8 +151,13 @@ def test_where_a_mart_is_not_found_what_looks_like_it_and_the_file_to_edit_are_n
     assert "sql/warehouse/user_segments.sql or a file of yours (ETL_SQL_DIR" in one.advice
 
 
-def test_where_nothing_looks_like_a_mart_the_tables_that_are_there_are_named(mart: Mart) -> None:
-    mart(*GOOD, "DROP TABLE mart_user_segments", "DROP TABLE mart_recommendations")
+def test_where_nothing_looks_like_a_mart_the_tables_that_are_there_are_named(
+    mart: Mart, environment: Path
+) -> None:
+    mart(*GOOD)
+    with duckdb.connect(environment) as warehouse:
+        marts = warehouse.sql("SELECT table_name FROM duckdb_tables()").fetchall()
+    mart(*(f"DROP TABLE {name}" for (name,) in marts))
     mart("CREATE TABLE tiers AS SELECT 1 AS one", "CREATE TABLE trips AS SELECT 1 AS one")
 
     (one,) = looked("user_segments")

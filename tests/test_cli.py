@@ -17,7 +17,7 @@ from fixture_types import Etl, Mart, Select
 from etl import __version__, email_triggers, recommendations, user_segments
 from etl.cli.flags import Flags
 from etl.errors import UsageError
-from etl.syncs import SYNCS
+from etl.syncs import SYNCS, that_take
 
 # Wrong usage: exit 2, one line, and nothing has been run
 
@@ -98,7 +98,8 @@ def test_wrong_usage_runs_nothing(etl: Etl, marts: None, touched: Touched) -> No
         (
             "email_triggers",
             "--delete-missing",
-            "email_triggers deletes no rows: --delete-missing works with user_segments alone",
+            "email_triggers deletes no rows: --delete-missing works with "
+            f"{' or '.join(that_take('delete_missing'))} alone",
         ),
         (
             "recommendations",

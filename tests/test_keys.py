@@ -56,6 +56,7 @@ FEW = settings(
 )
 
 
+@pytest.mark.slow
 @FEW
 @given(rows=ROWS)
 def test_each_type_has_one_text_in_all_three(database: Connection, rows: list[Any]) -> None:

@@ -54,6 +54,7 @@ def test_a_second_run_ends_with_1_and_names_the_first(mart: Mart, select: Select
     assert last_run(select)["error"] == result["error"]
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_closed_session_is_free_at_once(environment: Path) -> None:
     """Whatever became of its run: the server does away with a session only after a moment."""
     settings = Settings.from_environment()

@@ -212,6 +212,7 @@ def test_a_primary_that_is_killed_in_mid_run_is_replaced_and_nothing_is_lost(
     _all_are_there(cluster, USERS)
 
 
+@pytest.mark.slow
 def test_keys_that_the_replica_does_not_have_when_it_takes_over_are_sent_again(
     mart: Mart, cluster: LiveCluster, meanwhile: Meanwhile
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_master_that_is_killed_in_mid_run_is_replaced_and_nothing_is_lost(
     assert "redis.lost" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_master_that_hands_over_in_mid_run_costs_nothing(
     mart: Mart, group: Watched, meanwhile: Meanwhile
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_master_that_hands_over_in_mid_run_costs_nothing(
     all_are_there(group.node(replica), USERS)
 
 
+@pytest.mark.slow
 def test_keys_that_the_replica_does_not_have_when_it_takes_over_are_sent_again(
     mart: Mart, group: Watched, meanwhile: Meanwhile
 ) -> None:

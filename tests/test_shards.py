@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from conftest import segments
 from destinations import execute, in_shards
 from examples import examples
@@ -19,6 +20,7 @@ SEGMENTS = st.sampled_from(["regular", "at_risk", "new_user", None])
 MARTS = st.lists(st.tuples(IDS, SEGMENTS, st.integers(-1, 2)), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=examples(2, 8),
     deadline=None,
