@@ -130,11 +130,10 @@ def test_the_file_is_free_for_dbt_while_postgres_takes_no_more_of_a_first_load(
             assert process.poll() is None
         with dbt_writes(environment):
             assert process.poll() is None
-        proxy.restore()
-        stdout, stderr = process.communicate(timeout=HANG)
+        process.kill()
+        process.communicate(timeout=HANG)
 
-    assert process.returncode == 0, (stdout, stderr)
-    assert last_run(select)["inserted"] == 300_000
+    assert not select("SELECT FROM crm.user_segments")
 
 
 @pytest.mark.parametrize("failure", ["misses a column", "spoilt"])
