@@ -110,7 +110,7 @@ def transform(mart: pl.DataFrame) -> pl.DataFrame:
 
 
 def _merge(run: Run) -> dict[str, int]:
-    """Update the users who are there, and insert those whom that did not find."""
+    """Insert all into an empty table; else update who is there, then insert the others."""
     if (inserted := run.insert_all(_MERGE, "user_segments_insert")) is not None:
         return {"inserted": inserted, "updated": 0, "changed_segment": 0}
     merged = {"inserted": 0, **run.merge(_UPDATE)}
