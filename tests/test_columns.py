@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import duckdb
 import pytest
 from conftest import ROOT, segments
 from fixture_types import Mart, Select
 
-from etl import email_triggers, recommendations, user_segments
+from etl import email_triggers, postgres, recommendations, user_segments
 from etl.email_triggers import EmailCandidate
 from etl.recommendations import Recommendation
+from etl.settings import Settings
 from etl.user_segments import UserSegment
 
 SQL = ROOT / "sql" / "postgres"
@@ -53,6 +55,14 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     deletes = re.search(r"'delete', '\{(.*?)\}'", shown)
     assert deletes is not None
 
+    altered = (SQL / "user_segments_altered.sql").read_text()
+    sides = re.search(r"AND \((\s*t\.[^)]*)\)\s+IS NOT DISTINCT FROM\s+\((s\.[^)]*)\)", altered)
+    assert sides is not None
+    explained = re.search(
+        r"SELECT\s+(.*?)\nFROM", (SQL / "explain_segment.sql").read_text(), re.DOTALL
+    )
+    assert explained is not None
+
     places = {
         "contract": set(UserSegment.column_names()) - BUILT_AT,
         "transform": set(reshaped.columns),
@@ -74,6 +84,14 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
             | {"user_id"}
             for side in differing.groups()
         },
+        **{
+            f"user_segments_altered.sql, comparison of {side.strip()[0]}": {
+                _name(one.strip()[2:]) for one in side.split(",")
+            }
+            | {"user_id"}
+            for side in sides.groups()
+        },
+        "explain_segment.sql": {_name(one) for one in explained[1].split(",")} - MAINTAINED,
         "user_segments.sql, SET": {a for a, b in updated if a == b} - MAINTAINED | {"user_id"},
         **{
             f"user_segments.sql, INSERT {number}": {_name(one) for one in names.split(",")}
@@ -92,6 +110,25 @@ def test_contract_transform_merge_and_table_have_the_same_columns(
     missing = {place: every - names for place, names in places.items() if every - names}
     assert missing == {}
     assert len(inserted) == 2
+
+
+@pytest.mark.parametrize(("kind", "looked_for"), [("text", 0), ("varchar(2)", 1)])
+def test_users_are_looked_for_where_any_staged_column_may_be_stored_otherwise(
+    environment: Path, kind: str, looked_for: int
+) -> None:
+    staged = (
+        "CREATE TEMP TABLE staging AS SELECT 'nobody' AS user_id, 'x' AS segment,"
+        " 1::bigint AS total_searches, 1::bigint AS total_conversions, 1.5 AS lifetime_value,"
+        " 'go' AS loyalty_tier"
+    )
+    with postgres.session(Settings.from_environment(), "tests") as connection:
+        postgres.execute(
+            connection, f"ALTER TABLE crm.user_segments ADD COLUMN loyalty_tier {kind}"
+        )
+        postgres.execute(connection, staged)
+        (found,) = postgres.query(connection, "user_segments_altered")
+
+    assert found["rows"] == looked_for
 
 
 @pytest.mark.parametrize(

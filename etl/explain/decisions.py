@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 
 SYNCS = ("user_segments", "email_triggers", "recommendations")
 
-# What user_segments_current.sql returns.
-_TARGET = {
-    "user_id": pl.String,
-    "segment": pl.String,
-    "total_searches": pl.Int64,
-    "total_conversions": pl.Int64,
-    "lifetime_value": pl.Float64,
-}
-
 
 @dataclass(frozen=True)
 class Source:
@@ -94,30 +85,33 @@ def segment(source: Source, row: dict[str, Any] | None) -> dict[str, Any]:
 
     Args:
         source: the mart.
-        row: of crm.user_segments, as in user_segments_current.sql; None: there is none.
+        row: of crm.user_segments, as in explain_segment.sql; None: there is none.
 
     Returns:
         `change`: insert, update, unchanged, delete (with --delete-missing alone) or none; and
         `columns`: of those that change the `old` and the `new` value.
     """
     mart, run = source.spool, source.run
-    frame = pl.DataFrame([row] if row else [], schema=_TARGET)
+    names = mart.schema.names
+    frame = pl.DataFrame([row] if row else [], schema=names)
     target = warehouse.write(warehouse.to_batches([frame]), run.folder / "target", mart.key)
     with warehouse.differing(mart, target) as changed:
         new = pl.DataFrame(pl.from_arrow(changed.read_all())).to_dicts()
     with warehouse.missing(target, [mart, run.mart.rejected]) as gone:
         is_gone = any(batch.num_rows for batch in gone)
     if is_gone:
-        return _change("delete", row, None)
+        return _change("delete", names, row, None)
     if not new:
         return {"change": "unchanged" if mart.rows else "none", "columns": {}}
-    return _change("update" if row else "insert", row, new[0])
+    return _change("update" if row else "insert", names, row, new[0])
 
 
-def _change(change: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, Any]:
+def _change(
+    change: str, names: list[str], old: dict[str, Any] | None, new: dict[str, Any] | None
+) -> dict[str, Any]:
     columns = {
         name: {"old": plain((old or {}).get(name)), "new": plain((new or {}).get(name))}
-        for name in _TARGET
+        for name in names
         if name != "user_id"
     }
     told = {name: values for name, values in columns.items() if values["old"] != values["new"]}

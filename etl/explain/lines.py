@@ -19,6 +19,9 @@ _MOST_MAILS = 10
 
 _UNSHOWN = {"user_id", "built_at"}
 
+# Shown in lines of their own, or in the heading.
+_CRM_UNSHOWN = {"user_id", "segment", "previous_segment", "segment_changed_at", "synced_at"}
+
 
 def mart(mart: Told, now: dt.datetime) -> Lines:
     """What dbt knows of the user."""
@@ -56,8 +59,7 @@ def crm(crm: Told, mart: Told, runs: Told, now: dt.datetime) -> Lines:
     else:
         before = f" from {row['previous_segment']}" if row["previous_segment"] else ""
         yield f"segment {row['segment']}, entered{before} {when(row['segment_changed_at'], now)}"
-        figures = ("total_searches", "total_conversions", "lifetime_value")
-        yield words.columns({name: row[name] for name in figures})
+        yield words.columns({name: row[name] for name in row if name not in _CRM_UNSHOWN})
         yield f"last written {when(row['synced_at'], now)}"
     yield _a_run(_crm_decision(crm["next_run"], bool(mart.get("rejected"))))
     yield from _stopped(runs.get("user_segments"))

@@ -1,31 +1,40 @@
 -- How many staged users crm.user_segments does not hold as they were staged. They are looked for
 -- only where the table is not that of schema.sql: a trigger may change or delete what RETURNING
--- answered, another type may round it, a collation may take two keys for one, a view may hide it.
+-- answered, a type other than the staged one may round it, a collation may take two keys for one, a
+-- view may hide it.
 WITH tables AS (
     SELECT 'crm.user_segments'::regclass AS oid
     UNION
     SELECT relid FROM pg_partition_tree('crm.user_segments'::regclass)
 ),
 
-plain_columns AS (
-    SELECT count(*) AS total
-    FROM pg_catalog.pg_attribute AS a
-    JOIN (
-        VALUES
-        ('user_id', 'text'),
-        ('segment', 'text'),
-        ('total_searches', 'bigint'),
-        ('total_conversions', 'bigint'),
-        ('lifetime_value', 'numeric(14,2)')
-    ) AS c (name, type) ON a.attname = c.name AND format_type(a.atttypid, a.atttypmod) = c.type
-    LEFT JOIN pg_catalog.pg_collation AS o ON o.oid = a.attcollation
+other_columns AS (
+    SELECT s.attname
+    FROM pg_catalog.pg_attribute AS s
     WHERE
-        a.attrelid = 'crm.user_segments'::regclass AND coalesce(o.collisdeterministic, true)
+        s.attrelid = 'pg_temp.staging'::regclass
+        AND s.attnum > 0
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_attribute AS a
+            LEFT JOIN pg_catalog.pg_collation AS o ON o.oid = a.attcollation
+            WHERE
+                a.attrelid = 'crm.user_segments'::regclass
+                AND a.attname = s.attname
+                AND coalesce(o.collisdeterministic, true)
+                AND (
+                    format_type(a.atttypid, a.atttypmod) = format_type(s.atttypid, s.atttypmod)
+                    -- Staged as a numeric of any scale.
+                    OR (
+                        a.attname = 'lifetime_value'
+                        AND format_type(a.atttypid, a.atttypmod) = 'numeric(14,2)'
+                    )
+                )
+        )
 ),
 
 is_plain AS (
     SELECT
-        (SELECT total FROM plain_columns) = 5
+        NOT EXISTS (SELECT FROM other_columns)
         AND EXISTS (
             SELECT FROM pg_catalog.pg_class AS c
             WHERE c.oid = 'crm.user_segments'::regclass AND c.relkind IN ('r', 'p')
