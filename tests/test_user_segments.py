@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -267,6 +268,19 @@ def test_only_what_the_target_does_not_hold_just_so_differs(
             differing = pl.DataFrame(pl.from_arrow(batches.read_all()))
 
     assert differing.rows() == sorted(row for row in wanted if row not in held)
+
+
+def test_a_target_without_a_column_is_no_fault_of_the_temporary_folder(tmp_path: Path) -> None:
+    rows = spool(frame([("a", "x", 1, 1, Decimal(1))]), tmp_path / "rows")
+    target = spool(pl.DataFrame({"user_id": ["a"]}), tmp_path / "target")
+
+    with pytest.raises(SyncError) as failed, warehouse.differing(rows, target):
+        pass
+
+    said = str(failed.value)
+    assert re.match(r'sql/warehouse/anti_join.sql: Binder Error: Column "segment"', said)
+    assert "compare what transform returns with the statements of sql/postgres" in said
+    assert "folder" not in said
 
 
 def spool(rows: pl.DataFrame, path: Path) -> warehouse.Spool:

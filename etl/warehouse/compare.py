@@ -27,6 +27,11 @@ _QUERY_BYTES = 125_000_000
 def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBatchReader]:
     """Stream the rows that the target lacks or holds with another value, in the order of the key.
 
+    Whether a row has changed is asked twice. Here, so that only rows which may have changed are
+    sent to Postgres. And in the merge (sql/postgres/user_segments_update.sql, user_segments.sql),
+    which alone decides, because others may write to the target after it was read, and because a
+    run of one shard, or into a table much larger than the mart, stages all rows unread.
+
     A value is compared after it was cast to its type in `rows`; nulls equal nulls, and what cannot
     be cast equals nothing. So money of up to 15 digits may come as a float, which keeps it exactly;
     of more digits Postgres hands it over as text (see sql/postgres/<sync>_current.sql).
@@ -60,7 +65,8 @@ def _anti_join(
 ) -> Iterator[pa.RecordBatchReader]:
     total = rows.rows + sum(other.rows for other in others)
     memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
-    with _reading(rows.path.parent), file.in_memory(rows.path.parent, memory) as connection:
+    query = "anti_join"
+    with _reading(rows.path.parent, query), file.in_memory(rows.path.parent, memory) as connection:
         like = connection.from_arrow(schema.empty_table())
         types = dict(zip(like.columns, like.types, strict=True))
         casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
@@ -69,7 +75,7 @@ def _anti_join(
         )
         mine.create_view("mine")
         reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
-        found = connection.sql(queries.load("warehouse", "anti_join"))
+        found = connection.sql(queries.load("warehouse", query))
         with found.sort(*map(ColumnExpression, rows.key)).to_arrow_reader(BATCH_ROWS) as reader:
             yield reader
 
@@ -89,7 +95,7 @@ def joined(
         streams: by the names that the query has for them; each can be read once.
         variables: what getvariable() answers.
     """
-    with _reading(spill), file.in_memory(spill, _QUERY_BYTES) as connection:
+    with _reading(spill, query), file.in_memory(spill, _QUERY_BYTES) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
         for name, value in variables.items():
@@ -102,9 +108,16 @@ def joined(
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _reading(folder: Path, query: str) -> Iterator[None]:
     try:
         yield
+    except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException) as error:
+        reason = str(error).partition("\n")[0]  # names alone
+        raise SyncError(
+            f"sql/warehouse/{query}.sql: {reason}; the rows that it is handed have other columns:"
+            " compare what transform returns with the statements of sql/postgres that read the"
+            " target"
+        ) from None
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         advice = "see who changes what is in it, and run again"
         raise errors.to_sync_error(error, folder.parent, advice, "temporary folder") from None

@@ -1,6 +1,7 @@
 -- Merge the staged segments into crm.user_segments and count what that did, after the UPDATE of
 -- user_segments_update.sql, whose rows it leaves alone.
--- Only new and different rows are written, so that synced_at means what it says.
+-- Only new and different rows are written, so that synced_at means what it says; why that is asked
+-- here once more: etl/warehouse/compare.py, `differing`.
 -- $1: new users go by a plain INSERT, which costs half of ON CONFLICT, but ends in a unique
 -- violation when another session has just added one of them.
 -- Texts are compared as bytes, whatever collation the table has: COLLATE "C".

@@ -1,6 +1,7 @@
 -- Update the users of crm.user_segments whose staged segment is new to them, and count what that
 -- did: two fifths of the time that ON CONFLICT takes. `remaining` are the staged rows that it did not
 -- write: of new users, of those who have just that segment, and what a trigger dropped in silence.
+-- Whether a row differs is asked here once more: see etl/warehouse/compare.py, `differing`.
 WITH updated AS (
     UPDATE crm.user_segments AS t SET
         segment = s.segment,
