@@ -20,94 +20,68 @@ from etl.plumbing.environment import text_of, value_of
 from etl.plumbing.redact import hide
 
 
-def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
-    """One field: its meaning (the README's words), its limits, and whether to hide it."""
-    return field(default=default, repr=not secret, metadata={"meaning": meaning, **limits})
+def _setting(default: Any, *, secret: bool = False, **limits: float) -> Any:
+    """One variable: its default, its limits (min, max), and whether to hide it."""
+    return field(default=default, repr=not secret, metadata={"variable": True, **limits})
 
 
 @dataclass(frozen=True)
 class Settings:
     """The service's settings; each field is the variable of the same name in capitals.
 
+    What each means is in docs/settings.md.
+
     To run with others than the environment has, hand `sync()` a copy:
     `sync(settings=replace(Settings.from_environment(), postgres_host="db"))` (dataclasses).
     """
 
-    duckdb_path: str = _setting("/data/searchflow.duckdb", "the warehouse file dbt writes")
-    mart_schema: str | None = _setting(None, "schema of the marts; found by itself when unset")
-    etl_sql_dir: str | None = _setting(None, "folder with your own warehouse queries")
-    warehouse_wait: float = _setting(60.0, "seconds to wait while dbt has the file locked", min=0)
+    duckdb_path: str = _setting("/data/searchflow.duckdb")
+    mart_schema: str | None = _setting(None)
+    etl_sql_dir: str | None = _setting(None)
+    warehouse_wait: float = _setting(60.0, min=0)
 
-    postgres_host: str = _setting("postgres", "server, or folder of its Unix socket")
-    postgres_port: int = _setting(5432, "", min=1, max=65535)
-    postgres_db: str = _setting("searchflow", "")
-    postgres_user: str = _setting("airflow", "")
-    postgres_password: str | None = _setting(
-        "airflow", "left to libpq when unset and PGPASSWORD or PGPASSFILE is set", secret=True
-    )
+    postgres_host: str = _setting("postgres")
+    postgres_port: int = _setting(5432, min=1, max=65535)
+    postgres_db: str = _setting("searchflow")
+    postgres_user: str = _setting("airflow")
+    postgres_password: str | None = _setting("airflow", secret=True)
 
-    postgres_statement_timeout: float = _setting(
-        900.0, "seconds that one statement may take", min=1, max=1_000_000
-    )
+    postgres_statement_timeout: float = _setting(900.0, min=1, max=1_000_000)
 
     # No variable: libpq reads PGSSLMODE and the like by itself. For who builds settings in code:
     # (("sslmode", "verify-full"), ...), parameters of libpq beside those above.
     libpq: tuple[tuple[str, str], ...] = ()
 
-    redis_host: str = _setting("redis", "server, nodes (`a:7000,b:7000`), or a Unix socket")
-    redis_port: int = _setting(6379, "", min=1, max=65535)
-    redis_db: int = _setting(0, "", min=0)
-    redis_username: str | None = _setting(None, "ACL user")
-    redis_password: str | None = _setting(None, "", secret=True)
-    redis_sentinel: str | None = _setting(None, "name of the master that these Sentinels watch")
-    redis_sentinel_password: str | None = _setting(None, "of the Sentinels", secret=True)
-    redis_tls: bool = _setting(False, "speak TLS to Redis")
-    redis_ca_file: str | None = _setting(None, "whom to trust; unset: the system's authorities")
-    redis_cert_file: str | None = _setting(
-        None, "client certificate, where the server asks for one"
-    )
-    redis_key_file: str | None = _setting(None, "its private key")
+    redis_host: str = _setting("redis")
+    redis_port: int = _setting(6379, min=1, max=65535)
+    redis_db: int = _setting(0, min=0)
+    redis_username: str | None = _setting(None)
+    redis_password: str | None = _setting(None, secret=True)
+    redis_sentinel: str | None = _setting(None)
+    redis_sentinel_password: str | None = _setting(None, secret=True)
+    redis_tls: bool = _setting(False)
+    redis_ca_file: str | None = _setting(None)
+    redis_cert_file: str | None = _setting(None)
+    redis_key_file: str | None = _setting(None)
 
-    retry_seconds: float = _setting(
-        30.0, "how long to try again when a server is lost; 0: not at all", min=0
-    )
+    retry_seconds: float = _setting(30.0, min=0)
 
-    reco_min_score: float = _setting(
-        0.5, "a destination is recommended whose score is above this", min=0, max=1
-    )
+    reco_min_score: float = _setting(0.5, min=0, max=1)
 
-    email_min_gap_hours: float = _setting(
-        24.0, "hours between any two mails to a user", min=0, max=8_760
-    )
+    email_min_gap_hours: float = _setting(24.0, min=0, max=8_760)
 
-    email_holdout: float = _setting(
-        0.0, "part of the users who are not mailed, to measure what mails do", min=0, max=0.5
-    )
+    email_holdout: float = _setting(0.0, min=0, max=0.5)
 
-    guard_max_shrink: float = _setting(
-        0.5, "refuse a mart that lost more than this part of its rows", min=0, max=1
-    )
-    guard_max_rejected: float = _setting(
-        0.01, "refuse when more than this part of the rows is rejected", min=0, max=1
-    )
-    guard_max_delete: float = _setting(
-        0.1, "refuse a mirror run that deletes more than this part of the target", min=0, max=1
-    )
-    guard_max_change: float = _setting(
-        0.6, "refuse when more than this part of the users changes segment", min=0, max=1
-    )
-    guard_max_age_hours: float = _setting(48.0, "refuse a mart built longer ago", min=0)
-    guard_max_mails: float = _setting(
-        0.25, "refuse to queue mails for more than this part of the users", min=0, max=1
-    )
-    guard_max_cancel: float = _setting(
-        0.5, "refuse to cancel more than this part of the pending mails", min=0, max=1
-    )
-    reject_limit: int = _setting(10_000, "rejected rows kept of one run", min=0)
+    guard_max_shrink: float = _setting(0.5, min=0, max=1)
+    guard_max_rejected: float = _setting(0.01, min=0, max=1)
+    guard_max_delete: float = _setting(0.1, min=0, max=1)
+    guard_max_change: float = _setting(0.6, min=0, max=1)
+    guard_max_age_hours: float = _setting(48.0, min=0)
+    guard_max_mails: float = _setting(0.25, min=0, max=1)
+    guard_max_cancel: float = _setting(0.5, min=0, max=1)
+    reject_limit: int = _setting(10_000, min=0)
 
-    alert_urls: str | None = _setting(
-        None, "whom to tell of failed runs: URLs of Apprise, a space between them", secret=True
-    )
+    alert_urls: str | None = _setting(None, secret=True)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -216,7 +190,7 @@ def hidden(text: str) -> str:
 
 def _variables() -> list[Field[Any]]:
     """The settings that the environment may hold."""
-    return [setting for setting in fields(Settings) if "meaning" in setting.metadata]
+    return [setting for setting in fields(Settings) if "variable" in setting.metadata]
 
 
 def _split(urls: str) -> list[str]:

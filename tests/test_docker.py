@@ -132,8 +132,8 @@ def test_secrets_come_from_files_under_the_names_the_service_reads(stack: dict[s
             secret["target"].rpartition("/")[2] for secret in service["secrets"]
         } <= fields.keys()
         assert not [variable for variable in service["environment"] if "PASSWORD" in variable]
-        lowered = {variable.lower() for variable in service["environment"]} - {"log_format"}
-        assert lowered <= fields.keys()
+        lowered = {variable.lower() for variable in service["environment"]}
+        assert lowered <= fields.keys() | {"log_format", "etl_debug"}
     for secret in stack["secrets"].values():
         assert Path(secret["file"]).parent == ROOT / "secrets"
 

@@ -18,12 +18,17 @@ from etl import email_triggers, postgres, user_segments
 from etl.cli.advice import next_command
 from etl.cli.arguments import parse
 from etl.errors import AlreadyRunning, Refused, UsageError
+from etl.recommendations import TTL_SECONDS
 from etl.settings import Settings
 from etl.status import Flags, page, status
-from etl.status.flags import TREND
+from etl.status.flags import OVERDUE_HOURS, TREND
 from etl.syncs import SYNCS
 
 NOW = dt.datetime.now(dt.UTC)
+
+
+def test_a_sync_is_overdue_when_the_keys_of_its_last_run_are_gone() -> None:
+    assert OVERDUE_HOURS * 3600 == TTL_SECONDS
 
 
 @pytest.mark.every_sync

@@ -10,6 +10,7 @@ from typing import Any
 from etl.explain import words
 from etl.explain.words import when
 from etl.plumbing.counted import counted
+from etl.recommendations import TTL_SECONDS
 
 Told = dict[str, Any]
 Lines = Iterator[str]
@@ -191,7 +192,7 @@ def _key_decision(decision: Told, expires: bool) -> str:
     return {
         "insert": f"would write {_destinations(decision['value'])}",
         "update": f"would write {_destinations(decision['value'])}",
-        "unchanged": "would write the same again, for another 24 hours",
+        "unchanged": f"would write the same again, for another {TTL_SECONDS // 3600} hours",
         "none": f"would write no key, because there is nothing to recommend{ends}",
     }[decision["change"]]
 

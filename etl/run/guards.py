@@ -1,8 +1,8 @@
 """What must hold before a run may commit or send anything.
 
-Each guard compares two metrics and, when they look wrong, says both, what was allowed and what to
-look at. `check` collects every guard that fires; `--force` skips them all. What looks odd but may
-well be right is a warning (`first_mails`).
+Most guards compare two metrics (`_empty` and `_visits` look for what is missing). One that fires
+says its figures, what was allowed and what to look at. `check` collects every guard that fires;
+`--force` skips them all. What looks odd but may well be right is a warning (`first_mails`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from etl.errors import FORCE, Refused
 from etl.plumbing.counted import counted
 from etl.settings import Settings
 
-# The two limits are of whole tables; a hash spreads users evenly, so that the whole is about
-# what a shard has times the number of shards.
+# SMALL_TARGET and FEW_CANCELS are of whole tables: a hash spreads users evenly, so that the whole
+# is about what a shard has times the number of shards. FEW_KEYS is of a shard.
 
 # Below this many rows a fraction says little: ten users of twenty may well change in a day.
 SMALL_TARGET = 1_000
@@ -206,7 +206,7 @@ _GUARDS: dict[Callable[[Metrics, Settings], str | None], str] = {
     _mass_queue: _DRY_RUN,
     _mass_cancel: _DRY_RUN,
     _vanished: "See whether the model's scores have another scale now, from 0 to 1 is due, and"
-    " whether RECO_MIN_SCORE is right; keys that are not written again expire within a day.",
+    " whether RECO_MIN_SCORE is right; keys that are not written again expire by themselves.",
     _visits: "Was the column renamed? Map it in sql/warehouse/email_triggers.sql; where no visit is"
     " known, write NULL::TIMESTAMP there, and its mails wait.",
 }

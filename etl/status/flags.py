@@ -14,7 +14,8 @@ TREND = 12
 # Of the page for browsers: runs that have a bar, and runs in its list.
 HTML_RUNS = 30
 
-# The syncs are daily and Redis keys live for a day: beyond that the page says overdue.
+# Redis keys live for so long (recommendations.TTL_SECONDS): without a run they are gone then. The
+# DAG runs every six hours, so that three runs may fail before.
 OVERDUE_HOURS = 24.0
 
 
