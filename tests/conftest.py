@@ -20,9 +20,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 import redis
+from duckdb_files import written
 from fixture_types import Failing, Mart, Meanwhile, OwnQuery, Select
 from redis_servers import Others
 from schemas import Schemas
@@ -96,9 +96,11 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def schemas() -> Schemas:
+def schemas(servers: Servers) -> Iterator[Schemas]:
     """The schemas crm and etl, which tests share as long as none changes them."""
-    return Schemas()
+    shared = Schemas()
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
@@ -117,10 +119,7 @@ def environment(
         client.flushall()
     schemas.make()
     yield warehouse
-    connection = postgres.connect(Settings.from_environment(), "tests")
-    schemas.clear(connection)
-    connection.commit()
-    connection.close()
+    schemas.clear()
 
 
 @pytest.fixture
@@ -166,8 +165,7 @@ def mart(environment: Path, tmp_path: Path) -> Mart:
     def make(*statements: str) -> None:
         if not environment.exists():
             statements = (*_other_marts(tmp_path), *statements)
-        with duckdb.connect(str(environment)) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with written(environment) as connection:
             for statement in statements:
                 connection.execute(statement)
 
