@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,11 +89,18 @@ def _shuffle(items: list[pytest.Item], order: random.Random) -> None:
 def servers() -> Iterator[Servers]:
     """Both servers, with durability off: what a test does need not survive a power cut."""
     fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    fast["max_wal_size"] = "128MB"
     # Not pytest's own folder: as root the servers run as a user who may not enter that.
-    with tempfile.TemporaryDirectory(prefix="etl-tests-") as folder:
+    with tempfile.TemporaryDirectory(prefix="etl-tests-", dir=_memory()) as folder:
         os.chmod(folder, 0o755)
         with running(Path(folder), settings=fast) as both:
             yield both
+
+
+def _memory() -> str | None:
+    """Return a folder in memory with room, if there is one: to empty a table is to make files."""
+    folder = Path("/dev/shm")
+    return str(folder) if folder.is_dir() and disk_usage(folder).free > 4 << 30 else None
 
 
 @pytest.fixture(scope="session")
