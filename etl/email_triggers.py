@@ -75,7 +75,8 @@ def sync(
         `unmapped` counts users of segments without a template, `unmapped_segments` names these.
 
     Raises:
-        SyncError: nothing was changed; the message says why, `.result` what was known.
+        SyncError: nothing was changed, unless the message says that the commit may have gone
+            through; it says why, `.result` what was known.
     """
     options = Options(
         dry_run, force, wait=wait, shard=shard, name_users=name_users, decisions=decisions

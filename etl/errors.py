@@ -39,7 +39,10 @@ class Transient(SyncError):  # noqa: N818  (it passes)
 
 
 class ConnectionLost(Transient):
-    """A server cannot be reached, or not for now; the same may succeed in a moment."""
+    """A server cannot be reached, is full, or ended a transaction that was in another's way.
+
+    All of it may succeed in a moment.
+    """
 
 
 class AlreadyRunning(Transient):
@@ -53,7 +56,7 @@ class UsageError(SyncError):
 
 
 class Refused(SyncError):  # noqa: N818  (a refusal is an outcome, not a defect)
-    """A guard stopped the run before it changed anything; `--force` goes on."""
+    """A guard stopped the run: all was rolled back, and no key was sent; `--force` goes on."""
 
     exit_code = 3
     status = "refused"

@@ -68,7 +68,8 @@ def sync(
         Counts of users: extracted = rejected + inserted + updated + unchanged.
 
     Raises:
-        SyncError: nothing was changed; the message says why, `.result` what was known.
+        SyncError: nothing was changed, unless the message says that the commit may have gone
+            through; it says why, `.result` what was known.
     """
     options = Options(dry_run, force, delete_missing, wait, shard, show=show)
     return execute("user_segments", load, options, settings=settings)
@@ -77,8 +78,6 @@ def sync(
 def load(run: Run) -> None:
     """Read, check, reshape, stage what differs, merge; `execute` checks the guards and commits."""
     segments, target = run.read_and_stage("staging", UserSegment, transform, TABLE)
-    if run.options.delete_missing and target is not None:
-        run.stage_missing("gone", target, segments)
     if run.options.show:
         run.sample_changes()
     merged = _merge(run)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -26,9 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def test_syncs_are_added_as_their_page_says(
     environment: Path, mart: Mart, keys: redis.Redis, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    not_ours = (".git", ".venv*", ".demo", ".hypothesis", ".*_cache", "__pycache__", "data", "dist")
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*not_ours))
+    copy = copy_of_the_tree(tmp_path)
     # Under names that nobody takes who tries the page out: this runs in that tree as well.
     page = (ROOT / "docs" / "adding-a-sync.md").read_text()
     for name in ("destination_stats", "destination_cards"):
@@ -53,6 +52,82 @@ def test_syncs_are_added_as_their_page_says(
     assert "1 written" in run(copy, "etl.in_the_docs_cards")
     assert keys.get("card:Miami|2026-05-01") == b'{"searches":7}'
     assert "in_the_docs_cards" in run(copy, "etl.status")
+
+
+IN_LISTS = r"(?:(total_conversions = \w+\.)|([ts]\.)?)total_conversions,(\s+)"
+
+
+def beside(one: re.Match[str]) -> str:
+    """What step 4 of the recipe makes of total_conversions in a SET, a comparison or a list."""
+    mine = one[0].replace("total_conversions", "loyalty_tier")
+    return one[0] + (mine.replace("tier", 'tier COLLATE "C"') if one[2] == "t." else mine)
+
+
+# What the recipe says is done in each file.
+EDITS: dict[str, list[tuple[str, Any]]] = {
+    "sql/postgres/schema.sql": [
+        ("(?=    previous_segment +text)", "    loyalty_tier text,\n"),
+        (
+            "(?=-- makes: crm.email_queue\n)",
+            "-- makes: crm.user_segments.loyalty_tier\nALTER"
+            " TABLE crm.user_segments ADD COLUMN IF NOT EXISTS loyalty_tier text;\n",
+        ),
+    ],
+    "sql/warehouse/user_segments.sql": [
+        ("(?=segmented_at AS built_at)", "loyalty_tier, "),
+        ("(?=NULL AS segmented_at)", "NULL::VARCHAR AS loyalty_tier, "),
+    ],
+    "sql/warehouse/email_triggers.sql": [
+        ("(?=NULL AS segmented_at)", "NULL::VARCHAR AS loyalty_tier, ")
+    ],
+    "etl/user_segments.py": [
+        ("(?=    built_at = )", "    loyalty_tier = dy.String(nullable=True)\n"),
+        (r'(?<=        "segment",\n)', '        "loyalty_tier",\n'),
+    ],
+    **{
+        f"sql/postgres/user_segments{name}.sql": [(IN_LISTS, beside)]
+        for name in ("", "_insert", "_update", "_current", "_altered")
+    },
+    "sql/postgres/explain_segment.sql": [(IN_LISTS, beside)],
+    "sql/postgres/user_segments_changes.sql": [
+        (
+            r"(?<=ARRAY\[)",
+            'CASE WHEN s.loyalty_tier COLLATE "C" IS DISTINCT FROM t.loyalty_tier'
+            " THEN 'loyalty_tier' END,",
+        )
+    ],
+    "tests/test_init_db.py": [
+        (r'(?=\("previous_segment", "text")', '("loyalty_tier", "text", "YES"),')
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_column_is_added_as_the_readme_says(
+    environment: Path, mart: Mart, tmp_path: Path
+) -> None:
+    recipe = (ROOT / "README.md").read_text().partition("**A new column**")[2].partition("**")[0]
+    named = set(re.findall(r"\w+\.(?:sql|py)(?=`)", recipe)) - {"test_columns.py"}
+    assert named == {Path(file).name.replace("user_segments_", "_") for file in EDITS}
+    copy = copy_of_the_tree(tmp_path)
+    for file, edits in EDITS.items():
+        for old, new in edits:
+            text, times = re.subn(old, new, (copy / file).read_text())
+            assert times, (file, old)
+            (copy / file).write_text(text)
+
+    tests = [f"tests/test_{name}.py" for name in ("columns", "explain", "init_db", "show")]
+    run(copy, "pytest", "-m", "not slow", *tests, "tests/test_user_segments.py")
+    mart(segments("('a', 'at_risk', 1, 0, 0), ('b', 'regular', 1, 0, 0)"))
+    run(copy, "etl.init_db")
+    assert "2 inserted" in run(copy, "etl.user_segments")  # the mart does not have it yet
+    mart("ALTER TABLE mart_user_segments ADD COLUMN loyalty_tier VARCHAR DEFAULT 'gold'")
+    shown = run(copy, "etl.user_segments", "--dry-run", "--show", "2")
+    assert len(re.findall("loyalty.tier .*gold", shown)) == 2
+    assert "2 updated" in run(copy, "etl.user_segments")
+    assert "2 unchanged" in run(copy, "etl.user_segments")
+    assert "1 inserted" in run(copy, "etl.email_triggers")
 
 
 def test_a_partitioned_table_is_synced_like_any_other(
@@ -88,6 +163,13 @@ def test_every_make_target_that_is_named_is_there(page: Path) -> None:
     named = re.findall(r"(?:`|^)make ((?:[a-z-]+ ?)+)", page.read_text(), re.MULTILINE)
 
     assert {word for words in named for word in words.split()} <= targets
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    copy = folder / "copy"
+    not_ours = (".git", ".venv*", ".demo", ".hypothesis", ".*_cache", "__pycache__", "data", "dist")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*not_ours))
+    return copy
 
 
 def steps(page: str) -> list[tuple[str, str, str]]:

@@ -136,6 +136,8 @@ def test_a_refused_run_keeps_its_rejects_by_every_reason(mart: Mart, select: Sel
 
     run = last_run(select)
     assert (run["status"], run["rejected"]) == ("refused", 4)
+    assert run["inserted"] == 1  # counted, and rolled back
+    assert not select("SELECT FROM crm.user_segments")
     kept = {(row["key"], row["reasons"]) for row in rejects(select)}
     assert kept == {
         ("two", "{duplicate}"),

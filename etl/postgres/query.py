@@ -70,10 +70,10 @@ def execute_alone(connection: Connection, sql: str) -> None:
 @contextmanager
 def savepoint(connection: Connection) -> Iterator[None]:
     """Undo no more than the block where a statement in it fails, so that another may follow."""
-    execute(connection, "SAVEPOINT attempt")
+    execute(connection, "SAVEPOINT before_block")
     try:
         yield
     except SyncError:
         with suppress(SyncError):  # the server is gone, as the first error tells
-            execute(connection, "ROLLBACK TO SAVEPOINT attempt")
+            execute(connection, "ROLLBACK TO SAVEPOINT before_block")
         raise

@@ -49,7 +49,7 @@ def execute(
         Cancelled: a signal or `etl.cancel` ended it; it has `.result`.
     """
     job = Job(sync, settings or Settings.from_environment(), options, needs_postgres)
-    attempts = [Attempt(job)]
+    attempts = [Attempt(job)]  # so that a stop before the first has one to end
     stops_before = signals.count()
     with hiding(job.settings.secrets), log.context(sync=sync, run_id=job.run_id):
         log.event("sync.started", dry_run=options.dry_run, forced=options.force)
@@ -75,13 +75,13 @@ def record_skipped(sync: str, reason: str, *, dry_run: bool) -> SyncResult:
 
 
 def _run_attempts(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
-    """Attempt the whole of it, again where a server is lost: its transaction is gone with it."""
+    """Attempt the whole of it, again where that may succeed: its transaction is gone."""
     job = attempts[0].job
     retry(
         partial(_run_attempt, attempts, load),
         job.settings.retry_seconds,
         lambda error: job.needs_postgres and isinstance(error, ConnectionLost),
-        "server.lost",
+        "attempt.failed",
     )
 
 
@@ -89,11 +89,11 @@ def _run_attempt(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
     earlier = attempts[-1]
     earlier.close()
     attempt = Attempt(earlier.job, number=len(attempts), in_ledger=earlier.in_ledger)
-    unanswered = [one for one in attempts if one.committing]
+    maybe_committed = [one for one in attempts if one.committing]  # no answer came
     attempts.append(attempt)
     with folder.temporary() as place, _connected(attempt) as previous:
-        if unanswered and attempt.session and ledger.is_ok(attempt.session, attempt.job):
-            attempt.tally = unanswered[-1].tally
+        if maybe_committed and attempt.session and ledger.is_ok(attempt.session, attempt.job):
+            attempt.tally = maybe_committed[-1].tally
             return
         run = Run(attempt, place, previous)
         load(run)
@@ -106,8 +106,8 @@ def _run_attempt(attempts: list[Attempt], load: Callable[[Run], None]) -> None:
 def _connected(attempt: Attempt) -> Iterator[PreviousRun | None]:
     """Connect, say in the ledger that the run is under way, and begin its transaction.
 
-    The transaction of a run that a guard or we ourselves ended stays open, and with it the lock,
-    until its end is in the ledger. After a failed statement the server has let go of both.
+    An error cancels what the session is doing and leaves it open: `execute` closes it when the end
+    is in the ledger, so that a run which a guard stopped holds its lock until then.
     """
     job, previous = attempt.job, None
     try:
@@ -117,7 +117,7 @@ def _connected(attempt: Attempt) -> Iterator[PreviousRun | None]:
                 partial(postgres.connect, job.settings, f"etl.{job.sync}"),
                 0 if job.needs_postgres else job.settings.retry_seconds,
                 lambda error: isinstance(error, ConnectionLost),
-                "server.lost",
+                "connection.failed",
             )
             previous = ledger.begin(attempt, attempt.session)
         yield previous

@@ -1,4 +1,4 @@
-"""One try at a job; where a server is lost, the next begins with nothing of it."""
+"""One try at a job; where it fails in a way that may pass, the next begins with nothing of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Attempt:
     """
 
     job: Job
-    number: int = 0  # 0: none yet; more than 1: a server was lost
+    number: int = 0  # 0: nothing was begun
     session: Connection | None = None  # None: Postgres is away, and the sync can do without
     tally: Tally = field(init=False)
     in_ledger: bool = False  # the run is one to be recorded, and the ledger was within reach

@@ -86,6 +86,8 @@ class Run(Facts):
     def read_target(self, table: str, schema: type[dy.Schema]) -> Call[Spool] | None:
         """Start reading what the target holds, by sql/postgres/<sync>_current.sql.
 
+        Notes in `into_nothing` whether the target is new, by which `insert_all` goes.
+
         Args:
             table: its name, with the schema.
             schema: the contract, for its key.
@@ -122,6 +124,8 @@ class Run(Facts):
     ) -> tuple[Spool, Spool | None]:
         """Read the mart and what its target holds, and COPY what differs to a temporary table.
 
+        With `delete_missing` the keys of those who left the mart are copied to `gone` as well.
+
         Args:
             staging: the temporary table.
             schema: the contract.
@@ -138,6 +142,8 @@ class Run(Facts):
         rows = self.read(schema, reshape, ordered=False)  # what differs is sorted later
         target = reading.result()
         self.stage(staging, rows, target)
+        if self.options.delete_missing:
+            self.stage_missing("gone", target, rows)
         return rows, target
 
     def start_reading(

@@ -1,8 +1,13 @@
--- Merge into crm.email_queue what was decided (email_decisions.sql in sql/warehouse), and count what
--- that did. $1 is the shard, $2 of how many; $3 fresh occasions, $4 those of them that are not in the
--- queue, $5 of these the suppressed ones, $6 occasions whose visit nobody knows; $7: new mails go by
--- a plain INSERT, which costs less than ON CONFLICT, but ends in a unique violation when another
--- program has just queued a mail of its own for one of the users.
+-- Merge into crm.email_queue what was decided (sql/warehouse/email_decisions.sql), and count what that
+-- did.
+-- $1: the shard
+-- $2: of how many shards
+-- $3: how many occasions are fresh
+-- $4: how many of $3 have no mail in the queue
+-- $5: how many of $4 are suppressed
+-- $6: how many occasions have a visit that nobody knows
+-- $7: whether new mails go by a plain INSERT, which costs less than ON CONFLICT, but ends in a unique
+--     violation when another program has just queued a mail of its own for one of the users
 -- Staged before: decisions, one row a user for whom something changes.
 --
 -- Workers go on meanwhile. A mail they claimed since it was read is theirs: it stays as it is, and

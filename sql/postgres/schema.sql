@@ -69,8 +69,9 @@ $do$;
 
 -- makes: crm.user_segments
 -- Keys compare as bytes (COLLATE "C"): faster than a language's order, and equality is the same.
--- Half of each page stays free, so that the new version of a row that changes fits beside the old one
--- and the index need not be told: an update of all users takes half the time.
+-- A tenth of each page stays free, so that the new version of a row fits beside the old one and the
+-- index need not be told, where about so many users change. More room would make a first load and
+-- every reading of the table slower (docs/scaling-out.md).
 CREATE TABLE IF NOT EXISTS crm.user_segments (
     user_id            text COLLATE "C" PRIMARY KEY,
     segment            text NOT NULL,
@@ -81,7 +82,7 @@ CREATE TABLE IF NOT EXISTS crm.user_segments (
     segment_changed_at timestamptz NOT NULL DEFAULT now(),
     synced_at          timestamptz NOT NULL DEFAULT now()
 )
-WITH (fillfactor = 50);
+WITH (fillfactor = 90);
 
 -- makes: crm.user_segments.previous_segment
 ALTER TABLE crm.user_segments ADD COLUMN IF NOT EXISTS previous_segment text;

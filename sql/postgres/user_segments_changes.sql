@@ -4,15 +4,20 @@
 --
 -- A fair sample: the kinds of change take turns, and of updates the sets of columns that change.
 -- Within one kind the order is that of a hash, which has nothing to do with the names of users.
-WITH staged AS (
-    SELECT user_id, segment, total_searches, total_conversions, lifetime_value::numeric(14, 2)
-    FROM pg_temp.staging
+WITH users AS (
+    SELECT user_id FROM pg_temp.staging
+    UNION ALL
+    SELECT user_id FROM pg_temp.gone
 ),
 
 changes AS (
     SELECT
-        s.user_id,
-        CASE WHEN t.user_id IS NULL THEN 'insert' ELSE 'update' END AS change,
+        u.user_id,
+        CASE
+            WHEN s.user_id IS NULL THEN 'delete'
+            WHEN t.user_id IS NULL THEN 'insert'
+            ELSE 'update'
+        END AS change,
         array_remove(ARRAY[
             CASE WHEN s.segment COLLATE "C" IS DISTINCT FROM t.segment THEN 'segment' END,
             CASE WHEN s.total_searches IS DISTINCT FROM t.total_searches THEN 'total_searches' END,
@@ -22,12 +27,9 @@ changes AS (
             END,
             CASE WHEN s.lifetime_value IS DISTINCT FROM t.lifetime_value THEN 'lifetime_value' END
         ], NULL) AS columns
-    FROM staged AS s
-    LEFT JOIN crm.user_segments AS t ON t.user_id = s.user_id
-    UNION ALL
-    SELECT t.user_id, 'delete', '{segment, total_searches, total_conversions, lifetime_value}'
-    FROM pg_temp.gone AS g
-    JOIN crm.user_segments AS t ON t.user_id = g.user_id
+    FROM users AS u
+    LEFT JOIN pg_temp.staging AS s ON s.user_id = u.user_id
+    LEFT JOIN crm.user_segments AS t ON t.user_id = u.user_id
 ),
 
 numbered AS (
@@ -65,6 +67,6 @@ SELECT
         FROM unnest(c.columns) WITH ORDINALITY AS n (name, place)
     ) AS columns
 FROM sample AS c
-LEFT JOIN staged AS s ON s.user_id = c.user_id
+LEFT JOIN pg_temp.staging AS s ON s.user_id = c.user_id
 LEFT JOIN crm.user_segments AS t ON t.user_id = c.user_id
 ORDER BY array_position('{insert,update,delete}', c.change), c.turn

@@ -135,7 +135,8 @@ reasons AS (
 refreshes AS (
     SELECT
         *,
-        -- Rule 3, also of a visit that moved back or became unknown; a later one is another mail's.
+        -- Rule 3 of docs/email-queue.md, also of a visit that moved back or became unknown; a later one
+        -- is another mail's.
         coalesce(
             waits
             AND reason IS NULL

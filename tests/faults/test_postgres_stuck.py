@@ -19,7 +19,7 @@ from destinations import change_sql, digest, execute, last_run, stuck
 from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from proxy import Proxy
-from scenes import full_only, later, nothing_is_left, proxied, run, spawn, superuser
+from scenes import full_only, later, nothing_is_left, proxied, run, spawn, start, superuser
 
 from demo.embedded import Servers
 from demo.embedded.server import Server, hand_over
@@ -213,6 +213,31 @@ def test_a_full_disk_is_one_line_and_changes_nothing(
     assert finished.stderr.count("etl: ") == 1
     assert digest(select) == before
     assert run("user_segments")["updated"] == 20_000
+
+
+@full_only
+def test_a_server_that_takes_nothing_of_a_copy_for_25_seconds_counts_as_lost(
+    servers: Servers, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is made again, and loads all of it once (`tcp_user_timeout`)."""
+    mart(
+        segments("('a', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        " FROM mart_user_segments, range(299_999) AS r(n)",
+    )
+
+    with proxied(servers, monkeypatch) as proxy:
+        proxy.when("client", b"PGCOPY", do=proxy.stall)
+        process = start("etl.user_segments", LOG_FORMAT="json", RETRY_SECONDS="30")
+        assert process.stderr is not None
+        while "server.lost" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        proxy.restore()
+        process.communicate(timeout=HANG)
+
+    assert process.returncode == 0
+    assert select("SELECT count(*) AS rows FROM crm.user_segments") == [{"rows": 300_000}]
 
 
 @contextmanager
