@@ -231,7 +231,7 @@ def test_a_server_that_takes_nothing_of_a_copy_for_25_seconds_counts_as_lost(
         proxy.when("client", b"PGCOPY", do=proxy.stall)
         process = start("etl.user_segments", LOG_FORMAT="json", RETRY_SECONDS="30")
         assert process.stderr is not None
-        while "server.lost" not in (line := process.stderr.readline()):
+        while "attempt.failed" not in (line := process.stderr.readline()):
             assert line, "it ended"
         proxy.restore()
         process.communicate(timeout=HANG)
