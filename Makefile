@@ -50,10 +50,10 @@ fix: setup ## let ruff put right what it can
 	$(VENV)/bin/ruff format
 
 test: setup ## a few cases of every rule, on real servers that the tests start and stop
-	ETL_QUICK=1 $(VENV)/bin/pytest -n 3 -m "not slow"
+	ETL_QUICK=1 $(VENV)/bin/pytest -n 3 --dist worksteal -m "not slow"
 
 test-all: setup ## every case of every rule
-	$(VENV)/bin/pytest -n 3
+	$(VENV)/bin/pytest -n 3 --dist worksteal
 
 test-faults: setup ## every fault, many times over (make test takes a few of each)
 	@ls tests/faults/test_*.py | ETL_FAULTS=all xargs -P 2 -n 1 $(VENV)/bin/pytest

@@ -18,11 +18,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 import redis
+from duckdb_files import written
 from fixture_types import Failing, Mart, Meanwhile, OwnQuery, Select
 from redis_servers import Others
 from schemas import Schemas
@@ -88,17 +89,26 @@ def _shuffle(items: list[pytest.Item], order: random.Random) -> None:
 def servers() -> Iterator[Servers]:
     """Both servers, with durability off: what a test does need not survive a power cut."""
     fast = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    fast["max_wal_size"] = "128MB"
     # Not pytest's own folder: as root the servers run as a user who may not enter that.
-    with tempfile.TemporaryDirectory(prefix="etl-tests-") as folder:
+    with tempfile.TemporaryDirectory(prefix="etl-tests-", dir=_memory()) as folder:
         os.chmod(folder, 0o755)
         with running(Path(folder), settings=fast) as both:
             yield both
 
 
+def _memory() -> str | None:
+    """Return a folder in memory with room, if there is one: to empty a table is to make files."""
+    folder = Path("/dev/shm")
+    return str(folder) if folder.is_dir() and disk_usage(folder).free > 4 << 30 else None
+
+
 @pytest.fixture(scope="session")
-def schemas() -> Schemas:
+def schemas(servers: Servers) -> Iterator[Schemas]:
     """The schemas crm and etl, which tests share as long as none changes them."""
-    return Schemas()
+    shared = Schemas()
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
@@ -117,10 +127,7 @@ def environment(
         client.flushall()
     schemas.make()
     yield warehouse
-    connection = postgres.connect(Settings.from_environment(), "tests")
-    schemas.clear(connection)
-    connection.commit()
-    connection.close()
+    schemas.clear()
 
 
 @pytest.fixture
@@ -166,8 +173,7 @@ def mart(environment: Path, tmp_path: Path) -> Mart:
     def make(*statements: str) -> None:
         if not environment.exists():
             statements = (*_other_marts(tmp_path), *statements)
-        with duckdb.connect(str(environment)) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with written(environment) as connection:
             for statement in statements:
                 connection.execute(statement)
 

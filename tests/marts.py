@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import duckdb
 import polars as pl
+from duckdb_files import written
 from fixture_types import Select
 
 from etl import warehouse
@@ -57,8 +57,7 @@ def accepted(
     """Read a mart made by this SQL and apply the contract, without any server."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "warehouse.duckdb")
-        with duckdb.connect(path) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with written(path) as connection:
             connection.execute(mart)
         frame = warehouse.read(sync, schema, Settings(duckdb_path=str(path)))
     validator = contract.Validator(schema, 100, dt.datetime.now(dt.UTC))

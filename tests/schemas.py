@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from etl import postgres
+from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.settings import Settings
 
@@ -53,25 +54,20 @@ _TEMPLATES = (
     "SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) AS mark FROM crm.email_templates AS t"
 )
 
-# A large table is cut off, a small one emptied, which spares new files. The trigger of the queue
-# counts what is deleted, so what it counted goes last.
+# TRUNCATE, because DELETE leaves a file and statistics, by which a run decides what it reads, and
+# autovacuum takes those whenever it likes.
 _EMPTY = """
 DO $$
 DECLARE
-    one regclass;
+    filled text;
 BEGIN
-    FOR one IN
-        SELECT oid FROM pg_catalog.pg_class
-        WHERE relnamespace IN ('crm'::regnamespace, 'etl'::regnamespace)
-            AND relkind = 'r' AND oid <> 'crm.email_templates'::regclass
-        ORDER BY oid = 'crm.email_counts'::regclass
-    LOOP
-        IF pg_catalog.pg_relation_size(one) > 262144 THEN
-            EXECUTE pg_catalog.format('TRUNCATE %s', one);
-        ELSE
-            EXECUTE pg_catalog.format('DELETE FROM %s', one);
-        END IF;
-    END LOOP;
+    SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_catalog.pg_class
+    WHERE relnamespace IN ('crm'::regnamespace, 'etl'::regnamespace)
+        AND relkind = 'r' AND oid <> 'crm.email_templates'::regclass
+        AND (pg_catalog.pg_relation_size(oid) > 0 OR reltuples >= 0);
+    IF filled IS NOT NULL THEN
+        EXECUTE 'TRUNCATE ' || filled;
+    END IF;
     PERFORM pg_catalog.setval(oid::regclass, 1, false) FROM pg_catalog.pg_class
     WHERE relnamespace IN ('crm'::regnamespace, 'etl'::regnamespace) AND relkind = 'S';
 END
@@ -80,29 +76,51 @@ $$
 
 
 class Schemas:
-    """The two schemas, made when a test needs them and they are not there as they should be."""
+    """The two schemas, made when a test needs them and they are not there as they should be.
+
+    One connection serves all tests, because Postgres reads its catalog anew for each.
+    """
 
     def __init__(self) -> None:
         self._made: str | None = None
+        self._connection: Connection | None = None
 
     def make(self) -> None:
         """See to it that both are there, without a row."""
         if self._made is None:
             init_db()
-            with postgres.session(Settings.from_environment(), "tests") as connection:
-                self._made = _mark(connection, _LOOK) + _mark(connection, _TEMPLATES)
+            self._made = self._mark(_LOOK) + self._mark(_TEMPLATES)
+            self._connected().commit()
 
-    def clear(self, connection: Connection) -> None:
+    def clear(self) -> None:
         """Empty them, or drop them where a test has changed them."""
-        look = _mark(connection, _LOOK)
+        try:
+            self._clear()
+        except SyncError:  # the test has ended this connection, or the server
+            self.close()
+            self._clear()
+
+    def close(self) -> None:
+        """Leave the server."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+    def _clear(self) -> None:
+        look = self._mark(_LOOK)
         if self._made and self._made.startswith(look):
-            look += _mark(connection, _TEMPLATES)
+            look += self._mark(_TEMPLATES)
         if look == self._made:
-            postgres.execute(connection, _EMPTY)
+            postgres.execute(self._connected(), _EMPTY)
         else:
-            postgres.execute(connection, "DROP SCHEMA IF EXISTS crm, etl CASCADE")
+            postgres.execute(self._connected(), "DROP SCHEMA IF EXISTS crm, etl CASCADE")
             self._made = None
+        self._connected().commit()
 
+    def _mark(self, sql: str) -> str:
+        return str(postgres.select(self._connected(), sql)[0]["mark"])
 
-def _mark(connection: Connection, sql: str) -> str:
-    return str(postgres.select(connection, sql)[0]["mark"])
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = postgres.connect(Settings.from_environment(), "tests")
+        return self._connection

@@ -12,6 +12,7 @@ from typing import Any
 import dataframely as dy
 import duckdb
 import pytest
+from duckdb_files import written
 
 from etl import warehouse
 from etl.errors import SyncError
@@ -42,7 +43,7 @@ def accept(tmp_path: Path) -> Accept:
     def run(column: dy.Column, sql: str) -> tuple[list[Any], Rejects]:
         (tmp_path / "one.sql").write_text("FROM mart")
         path = tmp_path / "warehouse.duckdb"
-        with duckdb.connect(path) as connection:
+        with written(path) as connection:
             connection.execute(
                 f"CREATE TABLE mart AS SELECT 'a' AS user_id, {sql} AS x, NULL AS built_at"
             )

@@ -21,9 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 from destinations import in_shards
+from duckdb_files import written
 from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -75,7 +75,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=HISTORIES or examples(4, 8),
+    max_examples=HISTORIES or examples(3, 8),
     derandomize=not HISTORIES,
     database=None,
     deadline=None,
@@ -479,7 +479,7 @@ class World:
             )
             for name, person in self.mart.items()
         ]
-        with duckdb.connect(str(self.warehouse)) as connection:
+        with written(self.warehouse) as connection:
             connection.execute(MART)
             if rows:
                 connection.executemany(

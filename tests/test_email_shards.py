@@ -6,9 +6,9 @@ import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 from destinations import execute, in_shards
+from duckdb_files import written
 from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ def outcome(warehouse: Path, marts: Any, shards: int) -> Any:
     execute("TRUNCATE crm.email_queue")
     results = []
     for people in marts:
-        with duckdb.connect(str(warehouse)) as connection:
+        with written(warehouse) as connection:
             connection.execute(mart(people))
         result: SyncResult = in_shards(email_triggers.sync, shards, force=True)
         results.append([result[name] for name in COUNTS])  # type: ignore[literal-required]

@@ -52,7 +52,7 @@ def marts(mart: Mart, keys: redis.Redis) -> None:
     mart(AFTER, DESTINATIONS.format(moves=0.7))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("user", "change", "columns"),
     [

@@ -18,39 +18,24 @@ from etl.explain import explain
 SLOW = ("crash", "race", "run_beside_workers", "die")
 
 
-HISTORY: Any = {
-    "people": st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
-    "steps": st.lists(STEPS.filter(lambda step: step[0] not in SLOW), min_size=9, max_size=18),
-}
-ALIKE: Any = {
-    "derandomize": not HISTORIES,
-    "database": None,
-    "deadline": None,
-    "suppress_health_check": list(HealthCheck),
-}
-
-
-@settings(max_examples=1, **ALIKE)
-@given(**HISTORY)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@settings(
+    max_examples=HISTORIES or 12,
+    derandomize=not HISTORIES,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    people=st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
+    steps=st.lists(STEPS.filter(lambda step: step[0] not in SLOW), min_size=9, max_size=18),
+)
 def test_explain_says_of_every_user_what_a_dry_run_says(
     environment: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]
 ) -> None:
-    live(environment, people, steps)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@settings(max_examples=HISTORIES or 12, **ALIKE)
-@given(**HISTORY)
-def test_explain_says_so_in_many_more_histories(
-    environment: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]
-) -> None:
-    live(environment, people, steps)
-
-
-def live(warehouse: Path, people: list[tuple[str, int]], steps: list[tuple[Any, ...]]) -> None:
-    """Let the CRM keep what the mart said half-way, and compare at the end."""
-    with World.opened(warehouse) as world:
+    """The CRM keeps what the mart said half-way, and both are compared at the end."""
+    with World.opened(environment) as world:
         world.begin(people)
         for number, (name, *arguments) in enumerate([("run", 1), *steps]):
             getattr(world, name)(*arguments)

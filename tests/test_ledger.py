@@ -199,6 +199,7 @@ def test_what_stops_python_is_recorded_by_its_name(
         raise KeyboardInterrupt
 
     mart(segments(regular(9)))
+    user_segments.sync()  # into an empty table, which stages nothing
     monkeypatch.setattr(Run, "stage", stop)
 
     with pytest.raises(KeyboardInterrupt):

@@ -242,7 +242,7 @@ def test_a_mailer_that_does_not_commit_is_named_with_what_to_do(
     mart: Mart, servers: Servers, monkeypatch: pytest.MonkeyPatch, may_see: bool
 ) -> None:
     # Locks are waited for no longer than 30 s and 4/5 of this.
-    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "5")
+    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "2")
     mart(segments("('u0', 'at_risk', 1, 0, 0)"))
     email_triggers.sync()
     mart(segments("('u0', 'regular', 1, 0, 0)"))

@@ -98,6 +98,7 @@ def test_keys_that_the_replica_does_not_have_when_it_takes_over_are_sent_again(
     all_are_there(group.node(replica), USERS)
 
 
+@pytest.mark.slow
 def test_a_master_without_a_successor_ends_the_run_in_one_line(
     mart: Mart, group: Watched, meanwhile: Meanwhile, monkeypatch: Patch, select: Select
 ) -> None:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import duckdb
 import pytest
 import redis
 from conftest import ROOT
+from duckdb_files import written
 from fixture_types import Select
 from proxy import Proxy
 
@@ -88,8 +88,7 @@ def two_marts(folder: Path, users: int) -> list[Path]:
     paths = [folder / "first.duckdb", folder / "second.duckdb"]
     now = time.strftime("%Y-%m-%d %H:%M:%S+00", time.gmtime())
     for version, path in enumerate(paths):
-        with duckdb.connect(path) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with written(path) as connection:
             for statement in _MARTS.replace("now()", f"'{now}'::TIMESTAMPTZ").split(";"):
                 connection.execute(statement, {"version": version, "users": users})
     return paths

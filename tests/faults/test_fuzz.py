@@ -16,9 +16,9 @@ from decimal import ROUND_HALF_UP, Context, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pytest
 import redis
+from duckdb_files import written
 from fixture_types import Select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -380,8 +380,7 @@ def make(path: Path, mart: str, types: dict[str, str], rows: list[Row]) -> None:
         for value in (*(row[name] for name in types), BUILT)
     ]
     casts = ", ".join(f"?::{kind}" for kind in (*types.values(), "TIMESTAMPTZ"))
-    with duckdb.connect(path) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with written(path) as connection:
         connection.execute(f"CREATE OR REPLACE TABLE {mart} ({columns}, {built} TIMESTAMPTZ)")
         rows_of_casts = ", ".join([f"({casts})"] * len(rows))
         connection.execute(f"INSERT INTO {mart} VALUES {rows_of_casts}", values)

@@ -156,7 +156,7 @@ def test_whoever_holds_a_table_for_too_long_is_named_without_what_it_does(
     mart: Mart, select: Select, database: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Locks are waited for no longer than 30 s and 4/5 of this.
-    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "5")
+    monkeypatch.setenv("POSTGRES_STATEMENT_TIMEOUT", "2")
     mart(segments(rows("regular")))
     (me,) = postgres.select(database, "SELECT pg_backend_pid() AS pid")
     postgres.execute(database, "LOCK TABLE crm.user_segments IN ACCESS EXCLUSIVE MODE")
