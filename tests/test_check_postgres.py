@@ -104,7 +104,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_tables_is_told_as_a_run_tells_it(what: str, mart: Mart) -> None:
     statements, expected, phrase = BROKEN[what]
@@ -122,7 +122,7 @@ def test_what_is_wrong_with_tables_is_told_as_a_run_tells_it(what: str, mart: Ma
 LACKING = [right for right in needed() if right["privilege"] != "CONNECT"]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("place", range(len(LACKING)))
 def test_each_right_that_is_missing_is_told_with_the_grant(
     place: int, mart: Mart, become: Become, servers: Servers

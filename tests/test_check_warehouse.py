@@ -84,7 +84,7 @@ BROKEN: dict[str, tuple[list[str | Callable[[Path], None]], dict[str, str]]] = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_is_wrong_with_a_mart_is_told_as_a_run_tells_it(
     what: str, mart: Mart, environment: Path
@@ -226,6 +226,7 @@ MISSPELT = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("what", MISSPELT)
 def test_a_misspelt_name_of_an_own_query_is_told_with_those_that_look_like_it(
     what: str, mart: Mart, own_query: OwnQuery

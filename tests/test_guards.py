@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", list(CASES), indirect=True)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_a_guard_refuses_and_the_destination_is_as_before(
     case: Case, mart: Mart, select: Select, keys: redis.Redis
 ) -> None:
