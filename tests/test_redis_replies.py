@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import traceback
 
 import pytest
@@ -66,7 +67,7 @@ def test_nothing_that_a_server_repeats_is_told(
     told = "".join(traceback.format_exception(raised.value)) + caplog.text
     told += "".join(f"{one} {one.args} {vars(one)}" for one in chain(raised.value))
     told += str(recommended("SELECT to_jsonb(r)::text AS row FROM etl.sync_runs AS r"))
-    assert [secret for secret in PERSONAL if secret in told] == []
+    assert repeated_in(told) == []
     assert str(raised.value).startswith("Redis (127.0.0.1:")
     assert "\n" not in str(raised.value)
 
@@ -142,7 +143,7 @@ def test_a_redirection_to_what_is_no_address_is_one_line(
 
     said = str(raised.value)
     assert "unexpected" not in said
-    assert [secret for secret in PERSONAL if secret in said] == []
+    assert repeated_in(said) == []
 
 
 def _here() -> bytes:
@@ -192,7 +193,17 @@ def test_slots_that_cannot_be_are_one_line(
     said = str(raised.value)
     assert said.startswith("Redis (127.0.0.1:")
     assert "unexpected" not in said
-    assert [secret for secret in PERSONAL if secret in said] == []
+    assert repeated_in(said) == []
+
+
+def repeated_in(told: str) -> list[str]:
+    """What of PERSONAL is told; a number that is part of a time or of a run's id is none of it."""
+    alone = r"(?<![\w.]){}(?!\w)"
+    return [
+        one
+        for one in PERSONAL
+        if re.search((alone if one.isdigit() else "{}").format(re.escape(one)), told)
+    ]
 
 
 @pytest.fixture
