@@ -17,7 +17,7 @@ from etl.warehouse import errors, file
 from etl.warehouse.spool import BATCH_ROWS, Batches, Spool, batch_rows, write
 
 # A hash join of ten million rows with ten million works in this; each further one takes more.
-_JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 150_000_000, 10, 20_000_000
+_JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 140_000_000, 10, 20_000_000
 
 # What a query of several joins may take. Ten million users with five million mails are decided in
 # this; more of it would only make the process larger.
