@@ -23,7 +23,7 @@ from etl import postgres, user_segments, warehouse
 from etl.errors import SyncError
 from etl.postgres import Connection
 from etl.settings import Settings
-from etl.warehouse import file, stream
+from etl.warehouse import compare, file, stream
 
 # More users than a batch of 2,048 takes.
 CROWD = (
@@ -274,6 +274,22 @@ def test_only_what_the_target_does_not_hold_just_so_differs(
             differing = pl.DataFrame(pl.from_arrow(batches.read_all()))
 
     assert differing.rows() == sorted(row for row in wanted if row not in held)
+
+
+def test_any_number_of_rows_that_all_differ_are_found_in_the_same_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the key: to join them, and then to sort what was found, takes no more."""
+    monkeypatch.setattr(compare, "_JOIN_BYTES", 60_000_000)
+    numbers = pl.int_range(1_000_000, eager=True)
+    ids = "a user of a long name " + numbers.cast(pl.String).str.zfill(9)
+    rows = spool(pl.DataFrame({"user_id": ids, "searches": numbers}), tmp_path / "rows")
+    target = spool(pl.DataFrame({"user_id": ids, "searches": -1}), tmp_path / "target")
+
+    with warehouse.differing(rows, target) as batches:
+        found = pl.concat([pl.DataFrame(pl.from_arrow(batch)) for batch in batches])
+
+    assert found["searches"].equals(numbers)
 
 
 def test_a_target_without_a_column_is_no_fault_of_the_temporary_folder(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from duckdb import ColumnExpression, DuckDBPyRelation
 from etl.errors import SyncError
 from etl.plumbing import queries
 from etl.warehouse import errors, file
-from etl.warehouse.spool import BATCH_ROWS, Batches, Spool, batch_rows
+from etl.warehouse.spool import BATCH_ROWS, Batches, Spool, batch_rows, write
 
-# What a hash join works in, by the rows on both sides: its partitions are on disk but for one.
-_JOIN_BYTES, _BYTES_PER_ROW, _MANY_ROWS, _BYTES_PER_FURTHER_ROW = 145_000_000, 2.75, 20_000_000, 10
+# A hash join of ten million rows with ten million works in this; each further one takes more.
+_JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 140_000_000, 10, 20_000_000
 
 # What a query of several joins may take. Ten million users with five million mails are decided in
 # this; more of it would only make the process larger.
@@ -64,13 +64,9 @@ def _anti_join(
     rows: Spool, others: Sequence[Spool], schema: pa.Schema, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatchReader]:
     total = rows.rows + sum(other.rows for other in others)
-    further = max(total - _MANY_ROWS, 0)
-    memory = _JOIN_BYTES + _BYTES_PER_ROW * (total - further) + _BYTES_PER_FURTHER_ROW * further
-    query = "anti_join"
-    with (
-        _reading(rows.path.parent, query),
-        file.in_memory(rows.path.parent, int(memory)) as connection,
-    ):
+    memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
+    folder, query = rows.path.parent, "anti_join"
+    with _reading(folder, query), file.in_memory(folder, memory) as connection:
         like = connection.from_arrow(schema.empty_table())
         types = dict(zip(like.columns, like.types, strict=True))
         casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
@@ -79,8 +75,13 @@ def _anti_join(
         )
         mine.create_view("mine")
         reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
-        found = connection.sql(queries.load("warehouse", query))
-        with found.sort(*map(ColumnExpression, rows.key)).to_arrow_reader(BATCH_ROWS) as reader:
+        with connection.sql(queries.load("warehouse", query)).to_arrow_reader(BATCH_ROWS) as reader:
+            found = write(reader, folder / query, rows.key)
+        # Sorted when the join is over, because both at once count on the same memory.
+        if found.rows > file.MANY_ROWS:
+            file.give_room(connection, found.rows)
+        key = map(ColumnExpression, rows.key)
+        with connection.from_arrow(_reader(found)).sort(*key).to_arrow_reader(BATCH_ROWS) as reader:
             yield reader
 
 
