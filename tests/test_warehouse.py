@@ -490,16 +490,16 @@ def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
 
 
 @pytest.mark.parametrize(
-    ("as_what", "many", "allowed"),
+    ("as_what", "size", "allowed"),
     [
-        ("TABLE", 1, (2, "90.5 MiB")),
-        ("TABLE", 0, (1, "114.4 MiB")),
-        ("VIEW", 1, (1, "141.6 MiB")),
+        ("TABLE", 1_000, (2, "90.5 MiB")),
+        ("TABLE", 0, (1, "90.5 MiB")),
+        ("VIEW", 1_000, (1, "133.5 MiB")),
     ],
 )
-def test_a_sort_has_few_threads_and_memory_by_its_rows_however_many_cores_there_are(
+def test_a_sort_has_few_threads_and_memory_by_its_bytes_however_many_cores_there_are(
     as_what: str,
-    many: int,
+    size: int,
     allowed: tuple[int, str],
     mart: Mart,
     monkeypatch: pytest.MonkeyPatch,
@@ -507,7 +507,7 @@ def test_a_sort_has_few_threads_and_memory_by_its_rows_however_many_cores_there_
     """Each thread takes memory: with 16 of them a sort in 120 MB ends at once."""
     made = segments("('b', 'regular', 1, 0, 0)").replace("mart_user_segments", "stg")
     mart(made, f"CREATE {as_what} mart_user_segments AS SELECT * FROM stg")
-    monkeypatch.setattr(file, "MANY_ROWS", many)
+    monkeypatch.setattr(file, "_BYTES_OF_TWO_THREADS", size)
 
     def settings(mart: warehouse.Mart) -> object:
         names = ("threads", "memory_limit")
@@ -515,6 +515,19 @@ def test_a_sort_has_few_threads_and_memory_by_its_rows_however_many_cores_there_
         return mart.relation.select(*asked).fetchall()[0]
 
     assert opened(settings) == allowed
+
+
+@pytest.mark.slow
+def test_rows_are_sorted_in_little_memory_also_where_their_texts_are_long(mart: Mart) -> None:
+    """An id of 12 characters is sorted in its place, a longer one takes memory of its own."""
+    mart(
+        segments("('b', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (repeat(md5(n::VARCHAR), 4) AS user_id)"
+        " FROM mart_user_segments, range(1_500_000) AS r(n)",
+    )
+
+    assert opened(lambda mart: sum(map(len, mart.frames()))) == 1_500_001
 
 
 def test_a_mart_without_any_key_is_read(mart: Mart) -> None:

@@ -78,8 +78,7 @@ def _anti_join(
         with connection.sql(queries.load("warehouse", query)).to_arrow_reader(BATCH_ROWS) as reader:
             found = write(reader, folder / query, rows.key)
         # Sorted when the join is over, because both at once count on the same memory.
-        if found.rows > file.MANY_ROWS:
-            file.give_room(connection, found.rows)
+        file.give_room(connection, found.path.stat().st_size, memory)
         key = map(ColumnExpression, rows.key)
         with connection.from_arrow(_reader(found)).sort(*key).to_arrow_reader(BATCH_ROWS) as reader:
             yield reader

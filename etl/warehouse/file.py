@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # DuckDB does little more here than sort one table, and what it cannot keep goes to disk. What a
-# sort needs all the same grows with its threads, and with the root of its rows, because it merges
-# runs as large as its memory is. Two threads sort five million rows in this.
-_MEMORY, _THREADS, MANY_ROWS = "95MB", 2, 5_000_000
+# sort needs all the same grows with its threads, and with the root of its bytes, because it merges
+# runs as large as its memory is: two threads sort some 200 MB in this, one thread 600 MB.
+_MEMORY, _THREADS = 95_000_000, 2
+_BYTES_OF_TWO_THREADS = 150_000_000
 
-# One thread sorts 25 million rows in 95 MB, and in 120 MB just not 50 million: so much for a root.
-_BYTES_PER_ROOT = 21_000
-_MEMORY_OF_MANY, _UNKNOWN_ROWS = 120_000_000, 50_000_000
+# What one thread needs of more. Measured: 60 million bytes and the root are enough for 10 million
+# rows of 117 bytes (102 MB would just do) and for 50 million of 51 (120 MB would not).
+_LEAST, _BYTES_PER_ROOT, _UNKNOWN_BYTES = 60_000_000, 1_600, 2_500_000_000
 
 # A view could ask for one, which DuckDB would fetch from the network.
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
@@ -69,15 +70,19 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
         _OPEN_LOCK.release()
 
 
-def give_room(connection: duckdb.DuckDBPyConnection, rows: int | None) -> None:
-    """Let a table of more than MANY_ROWS be sorted, by one thread.
+def give_room(
+    connection: duckdb.DuckDBPyConnection, size: float | None, memory: int = _MEMORY
+) -> None:
+    """Let rows be sorted, however many they are.
 
     Args:
-        connection: to the warehouse.
-        rows: of the table; None where nobody knows, as of a view.
+        connection: the one that sorts.
+        size: about how many bytes they take as Arrow; None where nobody knows, as of a view.
+        memory: how many bytes it has.
     """
-    memory = max(_MEMORY_OF_MANY, _BYTES_PER_ROOT * math.isqrt(rows or _UNKNOWN_ROWS))
-    connection.execute(f"SET threads = 1; SET memory_limit = '{memory}B'")
+    if size is None or size > _BYTES_OF_TWO_THREADS:
+        needed = _LEAST + _BYTES_PER_ROOT * math.isqrt(int(size or _UNKNOWN_BYTES))
+        connection.execute(f"SET threads = 1; SET memory_limit = '{max(memory, needed)}B'")
 
 
 def _open(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -93,7 +98,7 @@ def _open(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
 def _connect(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {
         "temp_directory": str(spill),
-        "memory_limit": _MEMORY,
+        "memory_limit": f"{_MEMORY}B",
         "threads": _THREADS,
         **_NO_EXTENSIONS,
     }

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # must not make all others look old.
 SKEW = dt.timedelta(hours=1)
 
+# Of so many rows' keys the hashes are held at once: 40 MB.
+_MANY_ROWS = 5_000_000
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -120,9 +123,8 @@ def open_mart(
     with file.open_warehouse(path, spill, settings.warehouse_wait) as connection:
         with explaining():
             source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
-            if source.stored is None or source.stored > file.MANY_ROWS:
-                file.give_room(connection, source.stored)
             types.check_columns(source.rows, contract, query.source)
+            file.give_room(connection, _size(source))
             rows, stats = _part(source.rows, contract, key, part, now)
             if source.stored is None or ordered is False:
                 ordered = source.stored is None or _has_twins(rows, contract, source.stored)
@@ -186,11 +188,19 @@ def _typed(
     return types.cast_to_contract(rows, contract)
 
 
+def _size(source: marts.Source) -> float | None:
+    """About how many bytes a mart has as Arrow, by its first rows; None of a view."""
+    if source.stored is None:
+        return None
+    first = source.rows.limit(2_048).to_arrow_table()
+    return float(source.stored * first.nbytes / max(first.num_rows, 1))
+
+
 def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], stored: int) -> bool:
     """Return whether two rows may have the same key, by hashes of it, some millions at a time."""
     key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
     every = FunctionExpression("hash", *key)
-    parts = 1 + stored // file.MANY_ROWS
+    parts = 1 + stored // _MANY_ROWS
     for part in range(parts):
         mine = rows.filter(every % ConstantExpression(parts) == ConstantExpression(part))
         hashes = mine.select(every.alias("hash")).to_arrow_table()
