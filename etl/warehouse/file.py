@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # DuckDB does little more here than sort one table, and what it cannot keep goes to disk. What a
 # sort needs all the same grows with its threads, and with the root of its bytes, because it merges
-# runs as large as its memory is: two threads sort 90 MB in this (105 MB was too much), one thread 600 MB.
+# runs as large as its memory is. In this two threads sort 90 MB (not 105), and one thread 600 MB.
 _MEMORY, _THREADS = 95_000_000, 2
 _BYTES_OF_TWO_THREADS = 90_000_000
 
