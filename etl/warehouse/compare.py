@@ -78,7 +78,8 @@ def _anti_join(
         with connection.sql(queries.load("warehouse", query)).to_arrow_reader(BATCH_ROWS) as reader:
             found = write(reader, folder / query, rows.key)
         # Sorted when the join is over, because both at once count on the same memory.
-        file.give_room(connection, found.path.stat().st_size, memory)
+        if first := next(iter(found.batches()), None):
+            file.give_room(connection, file.weigh(first, found.rows), memory)
         key = map(ColumnExpression, rows.key)
         with connection.from_arrow(_reader(found)).sort(*key).to_arrow_reader(BATCH_ROWS) as reader:
             yield reader

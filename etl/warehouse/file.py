@@ -7,10 +7,13 @@ import re
 import threading
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl.errors import SyncError
 from etl.plumbing import cancellation, log, queries
@@ -21,14 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # DuckDB does little more here than sort one table, and what it cannot keep goes to disk. What a
-# sort needs all the same grows with its threads, and with the root of its bytes, because it merges
-# runs as large as its memory is. In this two threads sort 90 MB (not 105), and one thread 600 MB.
+# sort needs all the same grows with its threads, with texts too long to stand in their row, and
+# with the root of its bytes, because it merges runs as large as its memory is.
 _MEMORY, _THREADS = 95_000_000, 2
-_BYTES_OF_TWO_THREADS = 90_000_000
+
+# What two threads sort in it: five million short recommendations; 70 MB of long texts, and not 81.
+_BYTES_OF_TWO_THREADS, _TEXTS_OF_TWO_THREADS, _LONG_TEXT = 300_000_000, 60_000_000, 12
 
 # What one thread needs of more. Measured: 60 million bytes and the root are enough for 10 million
 # rows of 117 bytes (102 MB would just do) and for 50 million of 51 (120 MB would not).
-_LEAST, _BYTES_PER_ROOT, _UNKNOWN_BYTES = 60_000_000, 1_600, 2_500_000_000
+_LEAST, _BYTES_PER_ROOT = 60_000_000, 1_600
 
 # A view could ask for one, which DuckDB would fetch from the network.
 _NO_EXTENSIONS = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
@@ -70,18 +75,42 @@ def open_warehouse(path: Path, spill: Path, wait: float) -> Iterator[duckdb.Duck
         _OPEN_LOCK.release()
 
 
+class Weight(NamedTuple):
+    """About how many bytes rows have as Arrow, and how many of these are long texts."""
+
+    size: float
+    texts: float
+
+
+_UNKNOWN = Weight(2_500_000_000, 0)
+
+
+def weigh(sample: pa.Table | pa.RecordBatch, rows: int) -> Weight:
+    """Tell the weight of so many rows by the first of them."""
+    sample = sample.slice(0, 2_048)
+    lengths = chain.from_iterable(
+        pc.binary_length(column).to_pylist()
+        for column in sample.columns
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    )
+    texts = sum(length for length in lengths if length and length > _LONG_TEXT)
+    share = rows / max(sample.num_rows, 1)
+    return Weight(share * sample.nbytes, share * texts)
+
+
 def give_room(
-    connection: duckdb.DuckDBPyConnection, size: float | None, memory: int = _MEMORY
+    connection: duckdb.DuckDBPyConnection, rows: Weight | None, memory: int = _MEMORY
 ) -> None:
     """Let rows be sorted, however many they are.
 
     Args:
         connection: the one that sorts.
-        size: about how many bytes they take as Arrow; None where nobody knows, as of a view.
-        memory: how many bytes it has.
+        rows: their weight; None where nobody knows, as of a view.
+        memory: how many bytes the connection has.
     """
-    if size is None or size > _BYTES_OF_TWO_THREADS:
-        needed = _LEAST + _BYTES_PER_ROOT * math.isqrt(int(size or _UNKNOWN_BYTES))
+    size, texts = rows or _UNKNOWN
+    if size > _BYTES_OF_TWO_THREADS or texts > _TEXTS_OF_TWO_THREADS:
+        needed = _LEAST + _BYTES_PER_ROOT * math.isqrt(int(size))
         connection.execute(f"SET threads = 1; SET memory_limit = '{max(memory, needed)}B'")
 
 

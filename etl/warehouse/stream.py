@@ -124,7 +124,7 @@ def open_mart(
         with explaining():
             source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
             types.check_columns(source.rows, contract, query.source)
-            file.give_room(connection, _size(source))
+            file.give_room(connection, _weight(source))
             rows, stats = _part(source.rows, contract, key, part, now)
             if source.stored is None or ordered is False:
                 ordered = source.stored is None or _has_twins(rows, contract, source.stored)
@@ -188,12 +188,11 @@ def _typed(
     return types.cast_to_contract(rows, contract)
 
 
-def _size(source: marts.Source) -> float | None:
-    """About how many bytes a mart has as Arrow, by its first rows; None of a view."""
+def _weight(source: marts.Source) -> file.Weight | None:
+    """What a mart weighs, by its first rows; None of a view."""
     if source.stored is None:
         return None
-    first = source.rows.limit(2_048).to_arrow_table()
-    return float(source.stored * first.nbytes / max(first.num_rows, 1))
+    return file.weigh(source.rows.limit(2_048).to_arrow_table(), source.stored)
 
 
 def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], stored: int) -> bool:
