@@ -63,25 +63,37 @@ def missing(target: Spool, others: Sequence[Spool]) -> AbstractContextManager[pa
 def _anti_join(
     rows: Spool, others: Sequence[Spool], schema: pa.Schema, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatchReader]:
+    """Join, and then sort what was found, because both at once count on the same memory."""
+    folder, query = rows.path.parent, "anti_join"
     total = rows.rows + sum(other.rows for other in others)
     memory = _JOIN_BYTES + _BYTES_PER_ROW * max(total - _ROWS_IN_IT, 0)
-    folder, query = rows.path.parent, "anti_join"
-    with _reading(folder, query), file.in_memory(folder, memory) as connection:
-        like = connection.from_arrow(schema.empty_table())
-        types = dict(zip(like.columns, like.types, strict=True))
-        casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
-        mine, *theirs = (
-            connection.from_arrow(_reader(spool)).select(*casts) for spool in (rows, *others)
-        )
-        mine.create_view("mine")
-        reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
-        with connection.sql(queries.load("warehouse", query)).to_arrow_reader(BATCH_ROWS) as reader:
-            found = write(reader, folder / query, rows.key)
-        # Sorted when the join is over, because both at once count on the same memory.
-        if first := next(iter(found.batches()), None):
-            file.give_room(connection, file.weigh(first, found.rows), memory)
-        key = map(ColumnExpression, rows.key)
-        with connection.from_arrow(_reader(found)).sort(*key).to_arrow_reader(BATCH_ROWS) as reader:
+    with _reading(folder, query):
+        with file.in_memory(folder, memory) as connection:
+            like = connection.from_arrow(schema.empty_table())
+            types = dict(zip(like.columns, like.types, strict=True))
+            casts = [ColumnExpression(name).try_cast(types[name]).alias(name) for name in columns]
+            mine, *theirs = (
+                connection.from_arrow(_reader(spool)).select(*casts) for spool in (rows, *others)
+            )
+            mine.create_view("mine")
+            reduce(DuckDBPyRelation.union, theirs).create_view("theirs")
+            joined_rows = connection.sql(queries.load("warehouse", query))
+            with joined_rows.to_arrow_reader(BATCH_ROWS) as reader:
+                found = write(reader, folder / query, rows.key)
+        with _in_order(found) as reader:
+            yield reader
+
+
+@contextmanager
+def _in_order(rows: Spool) -> Iterator[pa.RecordBatchReader]:
+    first = next(iter(rows.batches()), None)
+    if first is None:
+        yield _reader(rows)
+        return
+    with file.in_memory(rows.path.parent) as connection:
+        file.give_room(connection, file.weigh(first, rows.rows))
+        ordered = connection.from_arrow(_reader(rows)).sort(*map(ColumnExpression, rows.key))
+        with ordered.to_arrow_reader(BATCH_ROWS) as reader:
             yield reader
 
 

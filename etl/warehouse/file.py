@@ -98,20 +98,18 @@ def weigh(sample: pa.Table | pa.RecordBatch, rows: int) -> Weight:
     return Weight(share * sample.nbytes, share * texts)
 
 
-def give_room(
-    connection: duckdb.DuckDBPyConnection, rows: Weight | None, memory: int = _MEMORY
-) -> None:
-    """Let rows be sorted, however many they are.
+def give_room(connection: duckdb.DuckDBPyConnection, rows: Weight | None) -> None:
+    """Let rows be sorted, however many they are; a connection has the memory for this alone.
 
     Args:
         connection: the one that sorts.
         rows: their weight; None where nobody knows, as of a view.
-        memory: how many bytes the connection has.
     """
     size, texts = rows or _UNKNOWN
+    threads, memory = _THREADS, _MEMORY
     if size > _BYTES_OF_TWO_THREADS or texts > _TEXTS_OF_TWO_THREADS:
-        needed = _LEAST + _BYTES_PER_ROOT * math.isqrt(int(size))
-        connection.execute(f"SET threads = 1; SET memory_limit = '{max(memory, needed)}B'")
+        threads, memory = 1, max(memory, _LEAST + _BYTES_PER_ROOT * math.isqrt(int(size)))
+    connection.execute(f"SET threads = {threads}; SET memory_limit = '{memory}B'")
 
 
 def _open(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -168,7 +166,7 @@ def logs_beside(path: Path) -> list[Path]:
 
 
 @contextmanager
-def in_memory(spill: Path, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
+def in_memory(spill: Path, memory: int = _MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
     """Have a database in memory, for rows whose order does not matter.
 
     Args:
