@@ -25,7 +25,7 @@ CASES = [
 ]
 CLIP = 3.5  # times ours: longer bars are cut off there and say so
 BAR, PANEL = 17, 470  # height of a bar with its gap; width of a panel
-LABELS, VALUES = 162, 108  # widths of a panel's names and figures
+LABELS, VALUES = 172, 108  # widths of a panel's names and figures
 LENGTH = PANEL - LABELS - VALUES
 
 SYNCS = {
