@@ -85,7 +85,7 @@ def load(run: Run) -> None:
     if target is None and merged["changed_segment"]:  # for the guard to compare it with
         (after,) = postgres.query(run.session, "user_segments_count", *run.job.shard)
         run.count({"target_rows": after["rows"] - merged["inserted"]})
-    if run.options.delete_missing:
+    if run.options.delete_missing:  # who is gone was staged with the others
         run.count(run.merge(_MIRROR))
 
 

@@ -74,15 +74,23 @@ STEPS = st.one_of(
 )
 
 
-@settings(
-    max_examples=HISTORIES or examples(3, 8),
-    derandomize=not HISTORIES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+PEOPLE = st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6)
+
+
+def histories(few: int) -> settings:
+    """So few histories, the same every time, or as many random ones as ETL_HISTORIES asks for."""
+    return settings(
+        max_examples=HISTORIES or few,
+        derandomize=not HISTORIES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@histories(examples(3, 8))
 @given(
-    people=st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
+    people=PEOPLE,
     steps=st.lists(STEPS, min_size=4, max_size=12),
 )
 @pytest.mark.timeout(1800)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from test_email_histories import HISTORIES, SEGMENTS, STEPS, World
+from test_email_histories import PEOPLE, STEPS, World, histories
 
 from etl import email_triggers, postgres, user_segments
 from etl.explain import explain
@@ -20,15 +20,9 @@ SLOW = ("crash", "race", "run_beside_workers", "die")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(
-    max_examples=HISTORIES or 12,
-    derandomize=not HISTORIES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@histories(12)
 @given(
-    people=st.lists(st.tuples(SEGMENTS, st.integers(1, 400)), min_size=6, max_size=6),
+    people=PEOPLE,
     steps=st.lists(STEPS.filter(lambda step: step[0] not in SLOW), min_size=9, max_size=18),
 )
 def test_explain_says_of_every_user_what_a_dry_run_says(

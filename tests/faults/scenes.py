@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis
-from conftest import ROOT
+from conftest import ROOT, segments
 from duckdb_files import written
 from fixture_types import Select
 from proxy import Proxy
@@ -158,6 +158,16 @@ def statuses_since(moment: Any, select: Select) -> list[str]:
         moment,
     )
     return [row["status"] for row in rows]
+
+
+def crowd(users: int) -> tuple[str, str]:
+    """Statements for a mart of so many users, more than a socket takes at once."""
+    return (
+        segments("('a', 'regular', 1, 0, 0)"),
+        "INSERT INTO mart_user_segments BY NAME"
+        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
+        f" FROM mart_user_segments, range({users - 1}) AS r(n)",
+    )
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:

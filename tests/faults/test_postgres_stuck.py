@@ -19,7 +19,7 @@ from destinations import change_sql, digest, execute, last_run, stuck
 from fixture_types import Mart, Select
 from pace import HANG, soon, within
 from proxy import Proxy
-from scenes import full_only, later, nothing_is_left, proxied, run, spawn, start, superuser
+from scenes import crowd, full_only, later, nothing_is_left, proxied, run, spawn, start, superuser
 
 from demo.embedded import Servers
 from demo.embedded.server import Server, hand_over
@@ -225,12 +225,7 @@ def test_a_server_that_takes_nothing_of_a_copy_for_25_seconds_counts_as_lost(
     mart: Mart, select: Select
 ) -> None:
     """The run is made again, and loads all of it once (`tcp_user_timeout`)."""
-    mart(
-        segments("('a', 'regular', 1, 0, 0)"),
-        "INSERT INTO mart_user_segments BY NAME"
-        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
-        " FROM mart_user_segments, range(299_999) AS r(n)",
-    )
+    mart(*crowd(300_000))
 
     process = start("etl.user_segments", LOG_FORMAT="json", RETRY_SECONDS="60")
     with within(HANG):

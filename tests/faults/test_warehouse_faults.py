@@ -19,7 +19,7 @@ from destinations import digest, last_run, stuck
 from fixture_types import Mart, Select
 from needs import needs
 from pace import HANG, within
-from scenes import FULL, SYNCS, dbt_writes, later, proxied, run, start, times
+from scenes import FULL, SYNCS, crowd, dbt_writes, later, proxied, run, start, times
 
 from demo.embedded import Servers
 from etl import user_segments
@@ -115,12 +115,7 @@ def test_the_file_is_free_for_dbt_while_postgres_takes_no_more_of_a_first_load(
     servers: Servers, mart: Mart, environment: Path, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are copied while the mart is read, which does not wait for them."""
-    mart(
-        segments("('a', 'regular', 1, 0, 0)"),
-        "INSERT INTO mart_user_segments BY NAME"
-        " SELECT * EXCLUDE n REPLACE (user_id || n AS user_id)"
-        " FROM mart_user_segments, range(299_999) AS r(n)",
-    )
+    mart(*crowd(300_000))
 
     with proxied(servers, monkeypatch) as proxy:
         proxy.when("client", b"PGCOPY", do=proxy.stall)
