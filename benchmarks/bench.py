@@ -133,6 +133,8 @@ class Bench:
                 yield self._keys(
                     f"recommendations, {step}", name, commands[name], "first", self.users
                 )
+        name = "recommendations, rows in no order"
+        yield self._keys(name, "searchflow", commands["searchflow"], "scattered", self.users)
 
     def small(self) -> Iterator[Case]:
         """What is waited for where there is nothing to speak of."""

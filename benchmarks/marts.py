@@ -17,7 +17,8 @@ USERS = """
     FROM before.main_marketing.mart_user_segments;
 """
 
-# Five for every user, the best with score 1.0; cities and scores as the sample has them.
+# Five for every user, the best with score 1.0; cities and scores as the sample has them, rows as a
+# window function leaves them, which ranks them in tests/dbt_project as well: each user's together.
 RECOMMENDATIONS = """
     CREATE TABLE main_marketing.mart_recommendations AS
     WITH cities AS (
@@ -33,12 +34,18 @@ RECOMMENDATIONS = """
     )
     SELECT
         user_id,
-        names[1 + (first + 7 * (rank - 1)) % len(names)] AS recommended_destination,
-        round(pow(0.70 + 0.28 * decay, rank - 1), 4) AS recommendation_score,
-        100 - rank AS supporting_users,
-        rank,
+        names[1 + (first + 7 * place) % len(names)] AS recommended_destination,
+        round(pow(0.70 + 0.28 * decay, place), 4) AS recommendation_score,
+        99 - place AS supporting_users,
+        row_number() OVER (PARTITION BY user_id ORDER BY recommendation_score DESC) AS rank,
         now() AS generated_at
-    FROM draws, cities, range(1, 6) AS ranks(rank)
+    FROM draws, cities, range(5) AS places(place)
+"""
+
+# The same rows in no order.
+SCATTERED = """
+    CREATE TABLE main_marketing.mart_recommendations AS
+    FROM before.main_marketing.mart_recommendations ORDER BY hash(user_id, rank)
 """
 
 # Another mart of the same users; the segments stay, so that no guard has a word to say.
@@ -83,13 +90,15 @@ VALUES = """
 
 
 def build(folder: Path, users: int, sizes: Sequence[int]) -> dict[str, Path]:
-    """Write the marts: first, then one user in a hundred changed, then everybody; ten; sizes."""
-    names = ("sample", "ten_sample", "first", "one_percent", "all", "ten", *map(str, sizes))
+    """Write the marts: first, also scattered; one user in a hundred changed, all; ten; sizes."""
+    names = ("sample", "ten_sample", "first", "scattered", "one_percent", "all", "ten")
+    names += tuple(map(str, sizes))
     marts = {name: folder / f"{name}.duckdb" for name in names}
     now = datetime.now(UTC)
     sample.build(marts["sample"], users, epoch=now, built_at=now)
     sample.build(marts["ten_sample"], 10, epoch=now, built_at=now)
     _derive(marts["first"], marts["sample"], USERS + RECOMMENDATIONS)
+    _derive(marts["scattered"], marts["first"], USERS + SCATTERED)
     _derive(marts["one_percent"], marts["first"], SEARCHED.format(every=100))
     _derive(marts["all"], marts["one_percent"], SEARCHED.format(every=1))
     _derive(marts["ten"], marts["ten_sample"], USERS)

@@ -24,6 +24,10 @@ if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
     # once more at the end 60 ms.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
+    # Batches are too small to be shared out, and a thread that waits for work keeps a core busy for
+    # a while: numpy's, which nothing here uses, did so for a tenth of the CPU.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
     from etl.plumbing import signals
 

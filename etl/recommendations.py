@@ -79,7 +79,7 @@ def load(run: Run) -> None:
         below += int((mart["score"] <= min_score).sum())
         return transform(mart, min_score=min_score)
 
-    recommendations = run.read(Recommendation, reshape, key=["user_id"])
+    recommendations = run.read(Recommendation, reshape, key=["user_id"], ordered=False)
     run.count({"below_threshold": below})
     batches = (batch for rows in recommendations.frames() for batch in to_key_values(rows))
     write_keys(run, batches, recommendations.rows, TTL_SECONDS)

@@ -253,6 +253,66 @@ def test_a_large_mart_is_read_in_batches_and_comes_to_the_same(
     assert [dict(result)[name] for name in counts] == [dict(whole)[name] for name in counts]
 
 
+@pytest.mark.parametrize("many", [1_000, 5_000_000])
+@pytest.mark.parametrize(
+    "order", ["u, d", "hash(u), d", "d, u", "u % 7, u, d", "hash(u * 2 + d)", "u > 8000, d, u"]
+)
+def test_rows_may_stand_in_any_order(
+    order: str, many: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted or not, in frames of some thousand rows, after as many were looked through."""
+    for name, rows in ("BATCH_ROWS", 2_048), ("_HASHES", 2_048), ("_MANY_KEYS", many):
+        monkeypatch.setattr(stream, name, rows)
+    mart(f"{MANY.format(users=9_000)} ORDER BY {order}")
+
+    result = recommendations.sync()
+
+    assert (result["extracted"], result["written"], result["rejected"]) == (18_000, 9_000, 0)
+    whole = b'{"destinations":["Destination 0","Destination 1"],"score":0.95}'
+    assert set(keys.mget(_names(keys))) == {whole}
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_sorted"),
+    [
+        ("('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), ('a', 'X', 0.9, 1)", False),
+        ("('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)", True),
+        ("('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), (NULL, 'Y', 0.9, 1), ('a', 'X', 1, 1)", False),
+        ("('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), ('b', 'Y', 0.8, 2)", True),
+    ],
+)
+def test_rows_are_sorted_only_where_those_of_a_user_do_not_stand_together(
+    rows: str, is_sorted: bool, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed, orders = stream._typed, []
+
+    def noted(*arguments: Any) -> Any:
+        orders.append(list(arguments[2]))
+        return typed(*arguments)
+
+    monkeypatch.setattr(stream, "_typed", noted)
+    mart(recommended(rows))
+
+    recommendations.sync(force=True)
+
+    assert orders == [["user_id"] if is_sorted else []]
+    assert _value(keys, "b")["destinations"] == (["X", "Y"] if "Y', 0.8" in rows else ["X"])
+
+
+def test_rows_that_come_in_another_order_than_they_were_seen_in_are_no_half_values(
+    mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table's rows do not; a query that was changed in sql/warehouse may return others."""
+    seen = stream._Keys(together=True, runs=2)
+    monkeypatch.setattr(stream, "_look_through", lambda *_: seen)
+    mart(recommended("('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"))
+
+    with pytest.raises(SyncError, match=r"recommendations\.sql: its rows came in another order"):
+        recommendations.sync()
+
+    assert _names(keys) == []
+
+
 def test_what_is_wrong_in_any_batch_is_rejected_and_counted(
     mart: Mart, keys: redis.Redis, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ PINNED = {
     "transform_null_equals": ("on", "off"),
     "random_page_cost": ("40", "1.1"),
     "work_mem": ("64kB", "64MB"),
+    "max_parallel_workers_per_gather": ("4", "0"),
     "client_min_messages": ("debug5", "error"),
     "client_encoding": ("LATIN1", "UTF8"),
     "statement_timeout": ("1h", "15min"),

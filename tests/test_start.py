@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# At the end of a process: does SIGTERM do what it does by default?
+# At the end of a process: how many threads may numpy and Polars have, and does SIGTERM do what it
+# does by default?
 PROBE = """
-import atexit, signal
+import atexit, os, signal
+asked = [f"{name}_THREADS" for name in ("OPENBLAS_NUM", "POLARS_MAX")]
+atexit.register(lambda: print(*map(os.environ.get, asked)))
 atexit.register(lambda: print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL))
 """
 
@@ -55,6 +58,21 @@ def test_any_other_program_keeps_its_signals(words: str, folder: Path) -> None:
     assert default_at_the_end(words, folder) is True
 
 
+@pytest.mark.parametrize(
+    ("words", "given", "threads"),
+    [
+        ("-m etl.settings", {}, "1 1"),
+        ("-m etl.settings", {"POLARS_MAX_THREADS": "4"}, "1 4"),
+        ("-m jobs", {}, "None None"),
+    ],
+)
+def test_only_a_module_of_ours_limits_the_threads_of_libraries(
+    words: str, given: dict[str, str], threads: str, folder: Path
+) -> None:
+    """A batch is too small to be shared out; a notebook's frames may not be."""
+    assert at_the_end(words, folder, given)[-1] == threads
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Programs that import etl while Python looks for them, and when they run."""
@@ -69,13 +87,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def default_at_the_end(words: str, folder: Path) -> bool:
+    return at_the_end(words, folder, {})[-2] == "True"
+
+
+def at_the_end(words: str, folder: Path, given: dict[str, str]) -> list[str]:
+    """What PROBE prints."""
+    others = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
     finished = subprocess.run(
         [sys.executable, *words.split(" ")],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        env={**others, **given, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    return finished.stdout.splitlines()[-1] == "True"
+    return finished.stdout.splitlines()

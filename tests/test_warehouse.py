@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import os
 import random
 import sqlite3
@@ -15,14 +16,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dataframely as dy
 import duckdb
 import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import as_nobody, command, results, segments
 from fixture_types import Failing, Mart, OwnQuery, Select
 
 from etl import recommendations, user_segments, warehouse
 from etl.errors import Refused, SyncError
+from etl.plumbing import queries
 from etl.settings import Settings
 from etl.user_segments import UserSegment
 from etl.warehouse import file, stream
@@ -487,6 +491,41 @@ def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
     frames = opened(lambda mart: list(mart.frames()), ordered=False)
 
     assert (pl.concat(frames)["user_id"].to_list() == ["a", "b"]) == in_order
+
+
+@pytest.mark.parametrize("many", [3_000, 5_000_000])
+@pytest.mark.parametrize("seed", range(12))
+def test_how_keys_stand_is_seen_however_far_apart_they_are(
+    seed: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each case has 5,000 runs, in several batches; up to two keys come again in another."""
+    monkeypatch.setattr(stream, "_HASHES", 2_048)
+    monkeypatch.setattr(stream, "_MANY_KEYS", many)
+    chosen = random.Random(seed)
+    firsts = [f"u{n}" for n in range(5_000)]
+    chosen.shuffle(firsts)
+    every = [key for key in firsts for _ in range(1 if seed < 3 else chosen.choice([1, 1, 3]))]
+    for _ in range(seed % 3):
+        every.insert(chosen.randrange(4_000, len(every)), every[chosen.randrange(2_000)])
+    runs = [key for key, _ in itertools.groupby(every)]
+    unknown = pa.nulls(len(every), pa.timestamp("us"))
+
+    with duckdb.connect() as connection:
+        connection.execute(queries.load("warehouse", "session"))
+        rows = connection.from_arrow(pa.table({"user_id": every, "built_at": unknown}))
+        seen = stream._look_through(rows, Keyed, ["user_id"])
+
+    if len(set(runs)) == len(runs):
+        assert seen == (True, len(set(every)) == len(every), len(runs))
+    else:
+        assert seen == (False, False, None)
+
+
+class Keyed(dy.Schema):
+    """As little as a contract may have."""
+
+    user_id = dy.String(primary_key=True)
+    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
 
 
 @pytest.mark.parametrize(

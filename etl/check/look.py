@@ -89,17 +89,20 @@ class Look(Run):
             contextlib.closing(mart.frames()) as frames,
         ):
             self.contract = (*schema.columns(),)
-            if not mart.ordered and (mart.source.stored or 0) > _MOST_HASHES:
+            stored = mart.source.stored
+            unsure = self.ordered is None and stored is not None
+            if unsure and (stored or 0) > _MOST_HASHES:
                 raise Unsure
-            validator = Validator(schema, 0, job.started_at, key, unique=not mart.ordered)
+            unique = unsure or mart.unique
+            validator = Validator(schema, 0, job.started_at, key, unique=unique)
             for frame in frames:
-                if not mart.ordered:
+                if unsure:
                     read.append(frame.select(primary).hash_rows())
                 rows = reshape(validator.valid_rows(frame))
                 hashes.append(rows.select(key).hash_rows())
                 if len(sample) < SAMPLE:
                     sample = rows.head(SAMPLE)
-        if not mart.ordered and pl.concat(read).n_unique() < validator.rows:
+        if unsure and pl.concat(read).n_unique() < validator.rows:
             raise Unsure
         self.sample = sample
         spool = warehouse.write(warehouse.to_batches([sample]), self.folder / "mart", key)

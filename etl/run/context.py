@@ -44,12 +44,11 @@ class Run(Facts):
 
         Args:
             schema: the contract.
-            reshape: what to make of a batch. A batch has all rows of its keys, and keys come in
-                their order, within a batch and from batch to batch.
+            reshape: what to make of a batch, which has all rows of its keys.
             key: columns of the contract's primary key by which rows belong together, in a batch
                 as in a shard; all of them unless given.
-            ordered: False leaves rows as they come, for who needs no order: sorting takes a third
-                of reading. See `warehouse.open_mart`.
+            ordered: keys come in their order, within a batch and from batch to batch. False where
+                nobody needs that: sorting takes a third of reading. See `warehouse.open_mart`.
             stage_as: COPY all of them to this temporary table while they are read.
 
         Raises:

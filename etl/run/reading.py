@@ -68,7 +68,7 @@ def read_mart(
         begin(spill=folder, key=key, ordered=ordered) as mart,
         contextlib.closing(mart.frames()) as frames,
     ):
-        limit, unique = job.settings.reject_limit, not mart.ordered
+        limit, unique = job.settings.reject_limit, mart.unique
         check = Validator(contract, limit, job.started_at, key, rejected.add_rows, unique=unique)
         accepted = keep(check.valid_rows(frame) for frame in _cancellable(frames))
     log.event("mart.read", rows=check.rows, seconds=round(time.perf_counter() - begun, 3))

@@ -36,6 +36,7 @@ class Query:
 class Source:
     """What a query reads."""
 
+    query: str  # the name under which errors speak of it
     rows: duckdb.DuckDBPyRelation  # that it returns
     columns: frozenset[str]  # of them, less those that are NULL by the query's text
     tables: list[str]  # quoted
@@ -115,7 +116,7 @@ def find(
         if mart.type == "TABLE_RELATION" and not query.is_override:
             stored = len(mart)
     rows = connection.sql(query.sql)
-    return Source(rows, types.not_null(rows), tables, mapped, stored)
+    return Source(query.source, rows, types.not_null(rows), tables, mapped, stored)
 
 
 def _resolve_tables(

@@ -6,15 +6,16 @@ import datetime as dt
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from operator import and_
+from operator import and_, or_
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
+from etl.errors import SyncError
 from etl.plumbing import folder
 from etl.warehouse import errors, file, keys, marts, types
 from etl.warehouse.spool import BATCH_ROWS, batch_rows
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 # must not make all others look old.
 SKEW = dt.timedelta(hours=1)
 
-# Of so many rows' keys the hashes are held at once: 40 MB.
-_MANY_ROWS = 5_000_000
+# So many hashes of keys are held at once: 40 MB. They come in batches of 8 MB.
+_MANY_KEYS, _HASHES = 5_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,28 @@ class Mart:
     relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, by the contract's types
     source: marts.Source
     key: Sequence[str]
-    ordered: bool  # by the key; else no two rows have the same key
+    unique: bool  # no two rows have the same key
+    runs: int | None  # of rows that bear the same key, one for each key; None: not counted
     stats: Stats | None  # of the whole mart, where only a part is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
 
     def frames(self) -> Generator[pl.DataFrame, None, None]:
-        """Stream the rows in the order of the key; all rows of a key come in one frame.
+        """Stream the rows; all rows of a key come in one frame, unless nobody looked for such.
 
         Close it before the block of `open_mart` ends, because that closes what it reads.
+
+        Raises:
+            SyncError: the rows came in another order than when they were looked through.
         """
         with self.explaining():
             rows = batch_rows(len(self.relation.columns), BATCH_ROWS)
             reader = self.relation.to_arrow_reader(rows)
         with reader:
-            frames = map(_frame, self._batches(reader))
+            frames: Iterable[pl.DataFrame] = map(_frame, self._batches(reader))
             empty = _frame(reader.schema.empty_table())
-            if self.ordered:
-                yield from _cut_between_keys(frames, self.key, empty)
-            else:
-                yield next(frames, empty)
-                yield from frames
+            if self.runs is not None:
+                frames = _of_so_many_runs(frames, self.key, self.runs, self.source.query)
+            yield from _cut_between_keys(frames, self.key, empty)
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """Hand on what DuckDB makes; what a caller does with it goes wrong in its own name."""
@@ -84,6 +87,14 @@ class Mart:
                 return
             if batch.num_rows:
                 yield batch
+
+
+class _Keys(NamedTuple):
+    """How the keys of rows stand."""
+
+    together: bool  # those of each key in one run of rows, or nobody cares
+    unique: bool = False  # each has one row
+    runs: int | None = None  # counted only where they stand together
 
 
 @contextmanager
@@ -110,8 +121,9 @@ def open_mart(
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key that order and shards go by; all by default.
-        ordered: False leaves the rows of a table unsorted where no two have the same key, None
-            also where two have, for a caller who looks for such rows.
+        ordered: False leaves the rows of a table unsorted where those of each key stand together,
+            as they do in what a window function wrote; None also where they do not, for a caller
+            who looks for such rows.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -126,10 +138,12 @@ def open_mart(
             types.check_columns(source.rows, contract, query.source)
             file.give_room(connection, _weight(source))
             rows, stats = _part(source.rows, contract, key, part, now)
-            if source.stored is None or ordered is False:
-                ordered = source.stored is None or _has_twins(rows, contract, source.stored)
-            typed = _typed(rows, contract, key if ordered else ())
-        yield Mart(typed, source, key, bool(ordered), stats, explaining)
+            seen = _Keys(together=source.stored is not None and ordered is None)
+            if source.stored is not None and ordered is False:
+                seen = _look_through(rows, contract, key)
+            typed = _typed(rows, contract, () if seen.together else key)
+        runs = None if seen.unique else seen.runs
+        yield Mart(typed, source, key, seen.unique, runs, stats, explaining)
 
 
 def read(
@@ -195,17 +209,32 @@ def _weight(source: marts.Source) -> file.Weight | None:
     return file.weigh(source.rows.limit(2_048).to_arrow_table(), source.stored)
 
 
-def _has_twins(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], stored: int) -> bool:
-    """Return whether two rows may have the same key, by hashes of it, some millions at a time."""
-    key = [value for value, _ in types.key_of(rows, contract, contract.primary_key())]
-    every = FunctionExpression("hash", *key)
-    parts = 1 + stored // _MANY_ROWS
-    for part in range(parts):
-        mine = rows.filter(every % ConstantExpression(parts) == ConstantExpression(part))
-        hashes = mine.select(every.alias("hash")).to_arrow_table()
-        if pl.Series(hashes["hash"]).n_unique() < hashes.num_rows:
-            return True
-    return False
+def _look_through(
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], key: Sequence[str]
+) -> _Keys:
+    """See how keys stand, by a hash of each: in parts, where there are more than can be held."""
+    hashed = FunctionExpression("hash", *(value for value, _ in types.key_of(rows, contract, key)))
+    hashes, parts, part = rows.select(hashed.alias("hash")), 1, 0
+    while part < parts:
+        held, last, all_rows, runs = pl.Series([], dtype=pl.UInt64), None, 0, 0
+        with hashes.to_arrow_reader(_HASHES) as reader:
+            for batch in reader:
+                if not batch.num_rows:
+                    continue
+                read = pl.Series(batch["hash"])
+                firsts = read.filter(read.ne_missing(read.shift(fill_value=last)))
+                last, all_rows, runs = read[-1], all_rows + len(read), runs + len(firsts)
+                mine = firsts.filter(firsts % parts == part)
+                if mine.n_unique() < len(mine):
+                    return _Keys(together=False)
+                held.append(mine)
+                while not part and len(held) > _MANY_KEYS:
+                    parts *= 2
+                    held = held.filter(held % parts == part)
+        if held.n_unique() < len(held):
+            return _Keys(together=False)
+        part += 1
+    return _Keys(together=True, unique=runs == all_rows, runs=runs)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
@@ -221,6 +250,25 @@ def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.dat
 
 def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return types.drop_empty_cast_errors(pl.DataFrame(pl.from_arrow(rows)))
+
+
+def _of_so_many_runs(
+    frames: Iterable[pl.DataFrame], key: Sequence[str], runs: int, query: str
+) -> Iterator[pl.DataFrame]:
+    """Hand frames on, and see that a key's rows came together, as when they were looked through."""
+    found, last = 0, None
+    for frame in frames:
+        keys = frame.select(key)
+        found += last is None
+        before = pl.concat([keys.head(1) if last is None else last, keys[:-1]])
+        found += int(reduce(or_, (keys[name].ne_missing(before[name]) for name in key)).sum())
+        last = keys.tail(1)
+        yield frame
+    if found != runs:
+        raise SyncError(
+            f"{query}: its rows came in another order when they were read again; move it to"
+            " ETL_SQL_DIR, where rows are sorted"
+        )
 
 
 def _cut_between_keys(
