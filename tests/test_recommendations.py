@@ -18,7 +18,7 @@ from etl import cache, recommendations
 from etl.errors import Refused, SyncError
 from etl.recommendations import to_key_values, transform
 from etl.settings import Settings
-from etl.warehouse import stream
+from etl.warehouse import order, stream
 
 DAY = 24 * 60 * 60
 
@@ -255,15 +255,20 @@ def test_a_large_mart_is_read_in_batches_and_comes_to_the_same(
 
 @pytest.mark.parametrize("many", [1_000, 5_000_000])
 @pytest.mark.parametrize(
-    "order", ["u, d", "hash(u), d", "d, u", "u % 7, u, d", "hash(u * 2 + d)", "u > 8000, d, u"]
+    "by",
+    [
+        *("u, d", "hash(u), d", "d, u", "u % 7, u, d", "hash(u * 2 + d)", "u > 8000, d, u"),
+        "u % 500 = 7 AND d > 0, u, d",  # 18 users stand in two places
+    ],
 )
 def test_rows_may_stand_in_any_order(
-    order: str, many: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    by: str, many: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sorted or not, in frames of some thousand rows, after as many were looked through."""
-    for name, rows in ("BATCH_ROWS", 2_048), ("_HASHES", 2_048), ("_MANY_KEYS", many):
-        monkeypatch.setattr(stream, name, rows)
-    mart(f"{MANY.format(users=9_000)} ORDER BY {order}")
+    """Sorted, in part or not, in frames of some thousand rows, after as many were seen."""
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
+    monkeypatch.setattr(order, "_HASHES", 2_048)
+    monkeypatch.setattr(order, "_MANY_KEYS", many)
+    mart(f"{MANY.format(users=9_000)} ORDER BY {by}")
 
     result = recommendations.sync()
 
@@ -273,38 +278,41 @@ def test_rows_may_stand_in_any_order(
 
 
 @pytest.mark.parametrize(
-    ("rows", "is_sorted"),
+    ("few", "are_sorted", "rows"),
     [
-        ("('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), ('a', 'X', 0.9, 1)", False),
-        ("('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)", True),
-        ("('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), (NULL, 'Y', 0.9, 1), ('a', 'X', 1, 1)", False),
-        ("('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), ('b', 'Y', 0.8, 2)", True),
+        (0, "none", "('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), ('a', 'X', 0.9, 1)"),
+        (0, "all", "('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
+        (1, "some", "('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
+        (0, "none", "('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), (NULL, 'X', 1, 1), (NULL, 'Y', 1, 1)"),
+        (0, "all", "('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
+        (1, "some", "(NULL, 'X', 0.9, 1), ('b', 'X', 1, 1), ('b', 'Y', 1, 2), (NULL, 'X', 1, 1)"),
     ],
 )
+@pytest.mark.usefixtures("keys")
 def test_rows_are_sorted_only_where_those_of_a_user_do_not_stand_together(
-    rows: str, is_sorted: bool, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    few: int, are_sorted: str, rows: str, mart: Mart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed, orders = stream._typed, []
+    put_together, found = order.put_together, []
 
     def noted(*arguments: Any) -> Any:
-        orders.append(list(arguments[2]))
-        return typed(*arguments)
+        apart = arguments[3]
+        found.append("all" if apart is None else "some" if apart else "none")
+        return put_together(*arguments)
 
-    monkeypatch.setattr(stream, "_typed", noted)
+    monkeypatch.setattr(order, "put_together", noted)
+    monkeypatch.setattr(order, "_FEW_KEYS", few)
     mart(recommended(rows))
 
-    recommendations.sync(force=True)
-
-    assert orders == [["user_id"] if is_sorted else []]
-    assert _value(keys, "b")["destinations"] == (["X", "Y"] if "Y', 0.8" in rows else ["X"])
+    assert recommendations.sync(force=True)["extracted"] == rows.count("(")
+    assert found == [are_sorted]
 
 
 def test_rows_that_come_in_another_order_than_they_were_seen_in_are_no_half_values(
     mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table's rows do not; a query that was changed in sql/warehouse may return others."""
-    seen = stream._Keys(together=True, runs=2)
-    monkeypatch.setattr(stream, "_look_through", lambda *_: seen)
+    seen = order.Keys(apart=[], runs=2)
+    monkeypatch.setattr(order, "look_through", lambda *_: seen)
     mart(recommended("('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"))
 
     with pytest.raises(SyncError, match=r"recommendations\.sql: its rows came in another order"):

@@ -22,6 +22,7 @@ from demo.embedded.server import free_port
 from etl import email_triggers, postgres, user_segments
 from etl.errors import SyncError
 from etl.init_db import init_db
+from etl.plumbing import queries
 from etl.prune import prune
 from etl.settings import Settings
 from etl.status import Flags, status
@@ -61,7 +62,6 @@ PINNED = {
     "transform_null_equals": ("on", "off"),
     "random_page_cost": ("40", "1.1"),
     "work_mem": ("64kB", "64MB"),
-    "max_parallel_workers_per_gather": ("4", "0"),
     "client_min_messages": ("debug5", "error"),
     "client_encoding": ("LATIN1", "UTF8"),
     "statement_timeout": ("1h", "15min"),
@@ -119,6 +119,26 @@ def test_every_pin_holds_against_the_role(
 def test_a_role_may_have_more_memory_than_a_run_needs(servers: Servers, environment: Path) -> None:
     with _set_for(servers, "ROLE airflow", {"work_mem": "70000kB"}):
         assert _rows("SELECT current_setting('work_mem') AS memory") == [{"memory": "70000kB"}]
+
+
+def test_a_table_is_streamed_without_workers(servers: Servers, environment: Path) -> None:
+    """Its rows are taken one by one, so that workers cost CPU and save no time."""
+    workers = "max_parallel_workers_per_gather"
+    shard = queries.load("postgres", "create_shard")
+
+    def rows(reader: Any) -> int:
+        return int(reader.read_all().num_rows)
+
+    with (
+        _set_for(servers, "ROLE airflow", {workers: "4"}),
+        postgres.session(Settings.from_environment(), "etl.tests") as session,
+    ):
+        postgres.execute(session, shard, 0, 1)
+        before = postgres.select(session, f"SELECT current_setting('{workers}') AS workers")
+        assert postgres.stream(session, "user_segments_current", rows).result() == 0
+        after = postgres.select(session, f"SELECT current_setting('{workers}') AS workers")
+
+    assert (before, after) == ([{"workers": "4"}], [{"workers": "0"}])
 
 
 @pytest.mark.few(1)

@@ -23,7 +23,7 @@ from etl import postgres, user_segments, warehouse
 from etl.errors import SyncError
 from etl.postgres import Connection
 from etl.settings import Settings
-from etl.warehouse import compare, stream
+from etl.warehouse import compare, order, stream
 
 # More users than a batch of 2,048 takes.
 CROWD = (
@@ -208,8 +208,8 @@ def test_twins_are_rejected_also_where_the_mart_need_not_be_sorted(
     many: int, mart: Mart, select: Select, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
-    monkeypatch.setattr(stream, "_HASHES", 2_048)
-    monkeypatch.setattr(stream, "_MANY_KEYS", many)
+    monkeypatch.setattr(order, "_HASHES", 2_048)
+    monkeypatch.setattr(order, "_MANY_KEYS", many)
     mart(segments("('a', 'regular', 1, 0, 0)"), CROWD)
     user_segments.sync()
     mart("UPDATE mart_user_segments SET lifetime_searches = 2 WHERE user_id IN ('a', 'a5')")

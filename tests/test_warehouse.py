@@ -29,7 +29,7 @@ from etl.errors import Refused, SyncError
 from etl.plumbing import queries
 from etl.settings import Settings
 from etl.user_segments import UserSegment
-from etl.warehouse import file, stream
+from etl.warehouse import file, order, stream
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -499,8 +499,8 @@ def test_how_keys_stand_is_seen_however_far_apart_they_are(
     seed: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each case has 5,000 runs, in several batches; up to two keys come again in another."""
-    monkeypatch.setattr(stream, "_HASHES", 2_048)
-    monkeypatch.setattr(stream, "_MANY_KEYS", many)
+    monkeypatch.setattr(order, "_HASHES", 2_048)
+    monkeypatch.setattr(order, "_MANY_KEYS", many)
     chosen = random.Random(seed)
     firsts = [f"u{n}" for n in range(5_000)]
     chosen.shuffle(firsts)
@@ -513,12 +513,12 @@ def test_how_keys_stand_is_seen_however_far_apart_they_are(
     with duckdb.connect() as connection:
         connection.execute(queries.load("warehouse", "session"))
         rows = connection.from_arrow(pa.table({"user_id": every, "built_at": unknown}))
-        seen = stream._look_through(rows, Keyed, ["user_id"])
+        seen = order.look_through(rows, Keyed, ["user_id"])
 
-    if len(set(runs)) == len(runs):
-        assert seen == (True, len(set(every)) == len(every), len(runs))
-    else:
-        assert seen == (False, False, None)
+    different = len(set(runs))
+    assert len(seen.apart or []) == len(runs) - different
+    assert seen.unique == (different == len(every))
+    assert seen.runs == (None if seen.unique else different)
 
 
 class Keyed(dy.Schema):

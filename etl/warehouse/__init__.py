@@ -1,4 +1,4 @@
-"""The DuckDB warehouse: read a mart as a sorted stream, spool it, compare it with a target."""
+"""The DuckDB warehouse: read a mart key by key, spool it, compare it with a target."""
 
 from etl.warehouse import keys
 from etl.warehouse.compare import differing, joined, missing

@@ -5,19 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import and_, or_
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 from duckdb import CaseExpression, ColumnExpression, ConstantExpression, FunctionExpression
 
-from etl.errors import SyncError
 from etl.plumbing import folder
-from etl.warehouse import errors, file, keys, marts, types
+from etl.warehouse import errors, file, keys, marts, order, types
 from etl.warehouse.spool import BATCH_ROWS, batch_rows
 
 if TYPE_CHECKING:
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
 # A mart's clock may be so much ahead of ours. A row that was built later than that is wrong, and
 # must not make all others look old.
 SKEW = dt.timedelta(hours=1)
-
-# So many hashes of keys are held at once: 40 MB. They come in batches of 8 MB.
-_MANY_KEYS, _HASHES = 5_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,8 +70,8 @@ class Mart:
             frames: Iterable[pl.DataFrame] = map(_frame, self._batches(reader))
             empty = _frame(reader.schema.empty_table())
             if self.runs is not None:
-                frames = _of_so_many_runs(frames, self.key, self.runs, self.source.query)
-            yield from _cut_between_keys(frames, self.key, empty)
+                frames = order.require_runs(frames, self.key, self.runs, self.source.query)
+            yield from order.cut_between_keys(frames, self.key, empty)
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """Hand on what DuckDB makes; what a caller does with it goes wrong in its own name."""
@@ -87,14 +82,6 @@ class Mart:
                 return
             if batch.num_rows:
                 yield batch
-
-
-class _Keys(NamedTuple):
-    """How the keys of rows stand."""
-
-    together: bool  # those of each key in one run of rows, or nobody cares
-    unique: bool = False  # each has one row
-    runs: int | None = None  # counted only where they stand together
 
 
 @contextmanager
@@ -121,9 +108,8 @@ def open_mart(
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key that order and shards go by; all by default.
-        ordered: False leaves the rows of a table unsorted where those of each key stand together,
-            as they do in what a window function wrote; None also where they do not, for a caller
-            who looks for such rows.
+        ordered: False leaves a whole table as it stands where the rows of nearly every key are
+            together, as after a window function; None wherever they are.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -136,14 +122,14 @@ def open_mart(
         with explaining():
             source = marts.find(connection, query, settings.mart_schema, path.absolute().parent)
             types.check_columns(source.rows, contract, query.source)
-            file.give_room(connection, _weight(source))
             rows, stats = _part(source.rows, contract, key, part, now)
-            seen = _Keys(together=source.stored is not None and ordered is None)
-            if source.stored is not None and ordered is False:
-                seen = _look_through(rows, contract, key)
-            typed = _typed(rows, contract, () if seen.together else key)
-        runs = None if seen.unique else seen.runs
-        yield Mart(typed, source, key, seen.unique, runs, stats, explaining)
+            if source.stored is None or part != (0, 1):
+                ordered = True  # to look would be to compute a view, or a hash of each key, twice
+            seen = _look(rows, contract, key, ordered)
+            if seen.apart is None:
+                file.give_room(connection, _weight(source))
+            typed = order.put_together(rows, contract, key, seen.apart)
+        yield Mart(typed, source, key, seen.unique, seen.runs, stats, explaining)
 
 
 def read(
@@ -193,13 +179,16 @@ def _part(
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
 
 
-def _typed(
-    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], order: Sequence[str]
-) -> duckdb.DuckDBPyRelation:
-    """Sort, where an order is given, and cast: in this turn, because most casts add a column."""
-    if order:
-        rows = rows.sort(*(value for value, _ in types.key_of(rows, contract, order)))
-    return types.cast_to_contract(rows, contract)
+def _look(
+    rows: duckdb.DuckDBPyRelation,
+    contract: type[dy.Schema],
+    key: Sequence[str],
+    ordered: bool | None,
+) -> order.Keys:
+    """See how keys stand, where the answer matters; else all are to be sorted, or none."""
+    if ordered is None:
+        return order.Keys(apart=[])
+    return order.Keys() if ordered else order.look_through(rows, contract, key)
 
 
 def _weight(source: marts.Source) -> file.Weight | None:
@@ -207,34 +196,6 @@ def _weight(source: marts.Source) -> file.Weight | None:
     if source.stored is None:
         return None
     return file.weigh(source.rows.limit(2_048).to_arrow_table(), source.stored)
-
-
-def _look_through(
-    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], key: Sequence[str]
-) -> _Keys:
-    """See how keys stand, by a hash of each: in parts, where there are more than can be held."""
-    hashed = FunctionExpression("hash", *(value for value, _ in types.key_of(rows, contract, key)))
-    hashes, parts, part = rows.select(hashed.alias("hash")), 1, 0
-    while part < parts:
-        held, last, all_rows, runs = pl.Series([], dtype=pl.UInt64), None, 0, 0
-        with hashes.to_arrow_reader(_HASHES) as reader:
-            for batch in reader:
-                if not batch.num_rows:
-                    continue
-                read = pl.Series(batch["hash"])
-                firsts = read.filter(read.ne_missing(read.shift(fill_value=last)))
-                last, all_rows, runs = read[-1], all_rows + len(read), runs + len(firsts)
-                mine = firsts.filter(firsts % parts == part)
-                if mine.n_unique() < len(mine):
-                    return _Keys(together=False)
-                held.append(mine)
-                while not part and len(held) > _MANY_KEYS:
-                    parts *= 2
-                    held = held.filter(held % parts == part)
-        if held.n_unique() < len(held):
-            return _Keys(together=False)
-        part += 1
-    return _Keys(together=True, unique=runs == all_rows, runs=runs)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:
@@ -250,47 +211,3 @@ def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.dat
 
 def _frame(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return types.drop_empty_cast_errors(pl.DataFrame(pl.from_arrow(rows)))
-
-
-def _of_so_many_runs(
-    frames: Iterable[pl.DataFrame], key: Sequence[str], runs: int, query: str
-) -> Iterator[pl.DataFrame]:
-    """Hand frames on, and see that a key's rows came together, as when they were looked through."""
-    found, last = 0, None
-    for frame in frames:
-        keys = frame.select(key)
-        found += last is None
-        before = pl.concat([keys.head(1) if last is None else last, keys[:-1]])
-        found += int(reduce(or_, (keys[name].ne_missing(before[name]) for name in key)).sum())
-        last = keys.tail(1)
-        yield frame
-    if found != runs:
-        raise SyncError(
-            f"{query}: its rows came in another order when they were read again; move it to"
-            " ETL_SQL_DIR, where rows are sorted"
-        )
-
-
-def _cut_between_keys(
-    frames: Iterable[pl.DataFrame], key: Sequence[str], held: pl.DataFrame
-) -> Iterator[pl.DataFrame]:
-    """Move rows that bear the last key of a frame from the next frame to it.
-
-    One frame at least comes out: `held`, which is empty, where none goes in.
-    """
-    for frame in frames:
-        rest, last = frame, held.tail(1)
-        if len(last) and _is_same(last, frame.head(1), key).all():
-            more = int(_is_same(last, frame, key).sum())
-            held, rest = pl.concat([held, frame.head(more)], how="diagonal"), frame[more:]
-        if len(rest):
-            if len(held):
-                yield held
-            held = rest
-    yield held
-
-
-def _is_same(one: pl.DataFrame, rows: pl.DataFrame, key: Sequence[str]) -> pl.Series:
-    """Which rows bear the key of the one; none where it has nulls, which are nobody's key."""
-    same = [(rows[name] == one[name]).fill_null(False) for name in key]
-    return reduce(and_, same)

@@ -34,8 +34,6 @@ FROM (
     -- are joined in memory, too; more than that is left to whoever set it.
     ('random_page_cost', '1.1'),
     ('work_mem', '64MB'),
-    -- A table is read as fast as its rows can be taken: workers would cost a third more CPU.
-    ('max_parallel_workers_per_gather', '0'),
     ('statement_timeout', $1),
     ('lock_timeout', $2),
     -- The session sits idle, lock in hand, while the warehouse is read.
