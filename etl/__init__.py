@@ -1,6 +1,5 @@
 """SearchFlow's reverse ETL: dbt marts in DuckDB -> Postgres and Redis."""
 
-import atexit
 import gc
 import os
 import re
@@ -19,11 +18,10 @@ os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:10,muzzy_decay_ms:0")
 # before the module's own (`-m etl`, `-um etl.status`, `-Imetl`). Where the module is one of ours,
 # answer signals before the heavy imports, not after them; any other has handlers of its own.
 _MODULE = "".join(sys.orig_argv[-len(sys.argv) :][:1]) if sys.argv[:1] == ["-m"] else ""
-if re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE):
-    # What is imported and what makes a batch is no garbage: looking for it took 8 % of the CPU, and
-    # once more at the end 60 ms.
-    gc.set_threshold(100_000)
-    atexit.register(gc.freeze)
+IS_PROGRAM = re.fullmatch(r"(-[^\Wm]*m)?etl(\.\w+)*", _MODULE) is not None
+if IS_PROGRAM:
+    # What is imported and what makes a batch is no garbage: looking for it took 8 % of the CPU.
+    gc.set_threshold(1_000_000)
     # Batches are too small to be shared out, and a thread that waits for work keeps a core busy for
     # a while: numpy's, which nothing here uses, did so for a tenth of the CPU.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import etl
+
 # At the end of a process: how many threads may numpy and Polars have, and does SIGTERM do what it
 # does by default?
 PROBE = """
@@ -71,6 +73,13 @@ def test_only_a_module_of_ours_limits_the_threads_of_libraries(
 ) -> None:
     """A batch is too small to be shared out; a notebook's frames may not be."""
     assert at_the_end(words, folder, given)[-1] == threads
+
+
+def test_a_program_of_ours_ends_also_where_a_library_waits_for_something(folder: Path) -> None:
+    probe = "import threading, time; threading.Thread(target=time.sleep, args=[600]).start()"
+    (folder / "sitecustomize.py").write_text(probe)
+
+    assert at_the_end("-m etl --version", folder, {}) == [f"searchflow-etl {etl.__version__}"]
 
 
 @pytest.fixture

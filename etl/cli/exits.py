@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
+from etl import IS_PROGRAM
 from etl.cli import report
 from etl.errors import Cancelled, SyncError
 from etl.plumbing import failure, signals
@@ -29,7 +31,20 @@ def exit_with(work: Callable[[], int]) -> NoReturn:
         debug(error)
         code = _print_error(failure.unexpected(error), 1)
     signals.ignore_all()
+    if IS_PROGRAM:
+        _end(code)
     sys.exit(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End on the spot: nothing is left to undo, and to take the libraries apart takes 50 ms.
+
+    Nor does it wait for a thread that a server keeps waiting.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # it is closed, or nobody reads it: that was told before
+            stream.flush()
+    os._exit(code)
 
 
 def _print_error(message: str, code: int) -> int:
