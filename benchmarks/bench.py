@@ -42,6 +42,8 @@ STEPS = {
     "10 rows": ("ten", "inserted", 1),
 }
 
+LARGER = "larger marts"  # of --sizes, for --once
+
 REDIS_DATABASES = {"the limit": 1, "searchflow": 0, "by hand": 2}
 
 
@@ -239,9 +241,11 @@ def _failures(case: Case, figures: Path) -> list[str]:
 
 
 def _is_once(case: Case, arguments: argparse.Namespace) -> bool:
-    """Leave it at the first round: those who were asked for so, and the large marts."""
+    """Leave it at the first round, for those who were asked for so."""
     is_large = case.rows * case.share > arguments.users
-    return is_large or case.contender.startswith(tuple(arguments.once))
+    return case.contender.startswith(tuple(arguments.once)) or (
+        is_large and LARGER in arguments.once
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -259,7 +263,8 @@ def _arguments() -> argparse.Namespace:
     )
     who = ",".join(contenders.PACKAGES)
     parser.add_argument("--without", type=names, default=[], help=f"whom to leave out: {who}")
-    parser.add_argument("--once", type=names, default=[], help="whom to run in one round only")
+    once = f"whom to run in one round only; {LARGER}: those of more users than --users"
+    parser.add_argument("--once", type=names, default=[], help=once)
     parser.add_argument("--name", help="of the files in results/; the date when not given")
     return parser.parse_args()
 
