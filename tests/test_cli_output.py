@@ -287,10 +287,11 @@ def test_a_reader_who_has_gone_does_not_stop_the_syncs(marts: None, touched: Tou
     assert touched() == (3, 1, 2, len(SYNCS))
 
 
-def test_an_output_that_cannot_be_written_is_told() -> None:
+@pytest.mark.parametrize("program", ["etl", "etl.check", "etl.status"])
+def test_an_output_that_cannot_be_written_is_told(program: str) -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "etl", "--help"],
+            [sys.executable, "-m", program, "--help"],
             cwd=ROOT,
             stdout=full,
             stderr=subprocess.PIPE,

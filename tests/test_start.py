@@ -76,10 +76,14 @@ def test_only_a_module_of_ours_limits_the_threads_of_libraries(
 
 
 def test_a_program_of_ours_ends_also_where_a_library_waits_for_something(folder: Path) -> None:
-    probe = "import threading, time; threading.Thread(target=time.sleep, args=[600]).start()"
-    (folder / "sitecustomize.py").write_text(probe)
+    """What a tracer around the program does at the end is done."""
+    waits = "import threading, time; threading.Thread(target=time.sleep, args=[600]).start()"
+    traces = "import atexit; atexit.register(lambda: print('traced'))"
+    (folder / "sitecustomize.py").write_text(f"{waits}\n{traces}\n")
 
-    assert at_the_end("-m etl --version", folder, {}) == [f"searchflow-etl {etl.__version__}"]
+    printed = at_the_end("-m etl --version", folder, {})
+
+    assert printed == [f"searchflow-etl {etl.__version__}", "traced"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import polars as pl
 import pytest
 from conftest import segments
@@ -220,6 +221,18 @@ def test_twins_are_rejected_also_where_the_mart_need_not_be_sorted(
     assert (second["updated"], second["unchanged"], second["rejected"]) == (2, 9_998, 0)
     assert (third["updated"], third["unchanged"], third["rejected"]) == (0, 9_998, 2)
     assert third["extracted"] == 10_000
+
+
+def test_two_users_whose_ids_have_one_hash_are_two(mart: Mart) -> None:
+    """Anybody can choose such ids, for DuckDB's hash has no secret."""
+    twins = "dle4ao2h000a", "o0z9vhsx5eow"
+    with duckdb.connect() as connection:
+        assert len(set(connection.execute("SELECT hash($1), hash($2)", twins).fetchall()[0])) == 1
+    rows = ", ".join(f"('{each}', 'regular', 1, 0, 0)" for each in (twins[0], "between", twins[1]))
+    mart(segments(rows))
+
+    assert user_segments.sync()["inserted"] == 3
+    assert user_segments.sync()["unchanged"] == 3
 
 
 def test_the_target_is_read_back_only_where_that_pays(

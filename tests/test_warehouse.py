@@ -477,7 +477,7 @@ def test_a_view_and_a_query_of_ones_own_are_computed_once(
 
 
 @pytest.mark.parametrize(("as_what", "in_order"), [("TABLE", False), ("VIEW", True)])
-def test_only_a_table_is_looked_through_for_twins_to_save_the_sort(
+def test_only_a_table_is_looked_through_to_save_the_sort(
     as_what: str, in_order: bool, mart: Mart
 ) -> None:
     """A view would be computed once to look and once to read."""
@@ -521,6 +521,24 @@ def test_how_keys_stand_is_seen_however_far_apart_they_are(
     assert seen.runs == (None if seen.unique else different)
 
 
+def test_looking_ends_where_one_key_comes_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB's hash of 0 is 0, which is in the first part whatever the number of parts."""
+    monkeypatch.setattr(order, "_HASHES", 2_048)
+    monkeypatch.setattr(order, "_MANY_KEYS", 3_000)
+
+    class Numbered(dy.Schema):
+        user_id = dy.Int64(primary_key=True)
+        built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
+
+    with duckdb.connect() as connection:
+        connection.execute(queries.load("warehouse", "session"))
+        rows = connection.sql(
+            "SELECT if(n > 100_000 AND n % 2 = 0, 0, n) AS user_id, NULL::TIMESTAMP AS built_at"
+            " FROM range(1, 200_000) AS r(n)"
+        )
+        assert order.look_through(rows, Numbered, ["user_id"]) == order.Keys()
+
+
 class Keyed(dy.Schema):
     """As little as a contract may have."""
 
@@ -554,6 +572,25 @@ def test_a_sort_has_few_threads_and_memory_by_its_bytes_however_many_cores_there
         return mart.relation.select(*asked).fetchall()[0]
 
     assert opened(settings) == allowed
+
+
+@pytest.mark.parametrize(
+    ("ids", "threads"), [("'b', 'b', 'a'", 2), ("'b', 'a', 'b'", 1), ("'b', 'a', 'c'", 2)]
+)
+def test_rows_that_are_sorted_apart_have_the_room_of_a_sort(
+    ids: str, threads: int, mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be nearly all: a few users with long histories, in two places."""
+    one = segments("('b', 'regular', 1, 0, 0)").replace("mart_user_segments", "stg")
+    every = f"SELECT * REPLACE (unnest([{ids}]) AS user_id) FROM stg"
+    mart(one, f"CREATE TABLE mart_user_segments AS {every}")
+    monkeypatch.setattr(file, "_BYTES_OF_TWO_THREADS", 0)
+
+    def used(mart: warehouse.Mart) -> object:
+        asked = duckdb.SQLExpression("current_setting('threads')")
+        return mart.relation.select(asked).fetchall()[0]
+
+    assert opened(used, ordered=False) == (threads,)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Enough(Exception):  # noqa: N818  (it ends a look)
 
 
 class Unsure(Exception):  # noqa: N818
-    """Two rows may have the same key: the warehouse has to look, and sort them where it is so."""
+    """Two rows may have the same key: the warehouse has to look, and to bring them together."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from collections.abc import Callable, Set
 from dataclasses import Field, field, fields
 from typing import Any, NoReturn, TypeVar
 
+from etl.cli import report
 from etl.cli.exits import exit_with
 from etl.errors import UsageError
 from etl.settings import hidden
@@ -38,7 +39,7 @@ def main(
         asked = parse(flags, sys.argv[1:])
         if asked is not None:
             return run(asked)
-        print(help_page(flags, program, about))  # noqa: T201
+        report.write(help_page(flags, program, about))
         return 0
 
     exit_with(work)

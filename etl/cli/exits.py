@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -39,8 +40,11 @@ def exit_with(work: Callable[[], int]) -> NoReturn:
 def _end(code: int) -> NoReturn:
     """End on the spot: nothing is left to undo, and to take the libraries apart takes 50 ms.
 
-    Nor does it wait for a thread that a server keeps waiting.
+    Nor does it wait for a thread that a server keeps waiting. What others want done at the end, as
+    a tracer around the program does, is done.
     """
+    with suppress(Exception):
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # it is closed, or nobody reads it: that was told before
             stream.flush()

@@ -24,7 +24,8 @@ _T = TypeVar("_T")
 # Some 65,536 rows of a few columns.
 _BATCHES = {"adbc.postgresql.batch_size_hint_bytes": "4000000"}
 
-# Rows are taken one by one: workers cost a third more of the server's CPU and save no time.
+# For the rest of the transaction. Rows are taken one by one: workers cost a third more of the
+# server's CPU and save no time.
 _NO_WORKERS = "SET LOCAL max_parallel_workers_per_gather = 0"
 
 

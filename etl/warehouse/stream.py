@@ -1,4 +1,4 @@
-"""A mart as a stream in the order of its key, in batches that fit into memory."""
+"""A mart as a stream, key by key, in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Mart:
     relation: duckdb.DuckDBPyRelation  # the rows of the part at hand, by the contract's types
     source: marts.Source
     key: Sequence[str]
-    unique: bool  # no two rows have the same key
-    runs: int | None  # of rows that bear the same key, one for each key; None: not counted
+    unique: bool  # no two rows have the same key; False also where that is not known
+    runs: int | None  # how many keys there are, each to come as one run; None: not verified
     stats: Stats | None  # of the whole mart, where only a part is read
     explaining: Callable[[], AbstractContextManager[None]]  # what goes wrong while it is read
 
@@ -64,14 +64,16 @@ class Mart:
             SyncError: the rows came in another order than when they were looked through.
         """
         with self.explaining():
-            rows = batch_rows(len(self.relation.columns), BATCH_ROWS)
+            rows = batch_rows(len({*self.relation.columns} - {order.HASH}), BATCH_ROWS)
             reader = self.relation.to_arrow_reader(rows)
         with reader:
             frames: Iterable[pl.DataFrame] = map(_frame, self._batches(reader))
-            empty = _frame(reader.schema.empty_table())
+            empty, key = _frame(reader.schema.empty_table()), self.key
             if self.runs is not None:
-                frames = order.require_runs(frames, self.key, self.runs, self.source.query)
-            yield from order.cut_between_keys(frames, self.key, empty)
+                frames = order.require_runs(frames, self.runs, self.source.query)
+                key = [order.HASH]
+            for frame in order.cut_between_keys(frames, key, empty):
+                yield frame.drop(order.HASH, strict=False)
 
     def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """Hand on what DuckDB makes; what a caller does with it goes wrong in its own name."""
@@ -108,8 +110,8 @@ def open_mart(
         spill: a folder for what does not fit into memory.
         now: the run's clock.
         key: columns of the contract's primary key that order and shards go by; all by default.
-        ordered: False leaves a whole table as it stands where the rows of nearly every key are
-            together, as after a window function; None wherever they are.
+        ordered: by the key. False: all rows of a key in one frame, and sorted only where those of
+            too many keys are apart in a table. None: as they stand in a table.
 
     Raises:
         SyncError: the file cannot be opened, the mart is not found, or columns are missing
@@ -125,10 +127,10 @@ def open_mart(
             rows, stats = _part(source.rows, contract, key, part, now)
             if source.stored is None or part != (0, 1):
                 ordered = True  # to look would be to compute a view, or a hash of each key, twice
-            seen = _look(rows, contract, key, ordered)
-            if seen.apart is None:
-                file.give_room(connection, _weight(source))
-            typed = order.put_together(rows, contract, key, seen.apart)
+            seen = _see_keys(rows, contract, key, ordered)
+            if seen.apart != []:
+                file.give_room(connection, _weight(source, seen))
+            typed = order.put_together(rows, contract, key, seen)
         yield Mart(typed, source, key, seen.unique, seen.runs, stats, explaining)
 
 
@@ -179,23 +181,24 @@ def _part(
     return mine, _stats(types.cast_to_contract(rows, contract), contract, now)
 
 
-def _look(
+def _see_keys(
     rows: duckdb.DuckDBPyRelation,
     contract: type[dy.Schema],
     key: Sequence[str],
     ordered: bool | None,
 ) -> order.Keys:
-    """See how keys stand, where the answer matters; else all are to be sorted, or none."""
+    """See how keys stand, where that decides what to sort: see `ordered` of `open_mart`."""
     if ordered is None:
         return order.Keys(apart=[])
     return order.Keys() if ordered else order.look_through(rows, contract, key)
 
 
-def _weight(source: marts.Source) -> file.Weight | None:
-    """What a mart weighs, by its first rows; None of a view."""
+def _weight(source: marts.Source, seen: order.Keys) -> file.Weight | None:
+    """What is to be sorted of a mart weighs, by its first rows; None of a view."""
     if source.stored is None:
         return None
-    return file.weigh(source.rows.limit(2_048).to_arrow_table(), source.stored)
+    rows = source.stored if seen.apart is None else seen.rows_apart
+    return file.weigh(source.rows.limit(2_048).to_arrow_table(), rows)
 
 
 def _stats(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], now: dt.datetime) -> Stats:

@@ -71,10 +71,10 @@ def check_columns(rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], orig
 
 
 def cast_to_contract(
-    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema]
+    rows: duckdb.DuckDBPyRelation, contract: type[dy.Schema], *more: duckdb.Expression
 ) -> duckdb.DuckDBPyRelation:
-    """Return the rows under the contract's names and types, with what cannot be cast beside."""
-    columns = []
+    """Return rows under the contract's names and types; beside, what cannot be cast, and `more`."""
+    columns = list(more)
     for name, value, fits in _casts(rows, contract):
         columns.append(value.alias(name))
         if not fits:
