@@ -307,18 +307,18 @@ def test_rows_are_sorted_only_where_those_of_a_user_do_not_stand_together(
     assert found == [are_sorted]
 
 
-@pytest.mark.parametrize("between", ["", "('c', 'X', 0.9, 1), "])
+@pytest.mark.parametrize("between", [0, 1])
+@pytest.mark.parametrize("before", [0, 2_045, 2_046, 2_047])
 def test_users_whose_ids_have_one_hash_get_their_own(
-    between: str, mart: Mart, keys: redis.Redis
+    before: int, between: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody can choose such ids, for DuckDB's hash has no secret."""
+    """Anybody can choose such ids, for DuckDB's hash has no secret; also where a batch ends."""
+    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
     one, two = "dle4ao2h000a", "o0z9vhsx5eow"
-    mart(
-        recommended(
-            f"('{one}', 'A', 0.9, 1), ('{two}', 'B', 0.9, 1), {between}"
-            f"('{one}', 'C', 0.8, 2), ('{two}', 'D', 0.8, 2)"
-        )
-    )
+    first = [f"('u{n}', 'X', 0.9, 1)" for n in range(before)]
+    rows = [*first, f"('{one}', 'A', 0.9, 1)", f"('{two}', 'B', 0.9, 1)"]
+    rows += ["('between', 'X', 0.9, 1)"] * between
+    mart(recommended(", ".join([*rows, f"('{one}', 'C', 0.8, 2)", f"('{two}', 'D', 0.8, 2)"])))
 
     recommendations.sync()
 
