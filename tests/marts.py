@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from duckdb_files import written
@@ -15,8 +15,11 @@ from etl import warehouse
 from etl.run import contract
 from etl.run.contract import Rejects
 from etl.settings import Settings
+from etl.user_segments import UserSegment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import dataframely as dy
 
 
@@ -68,3 +71,50 @@ def kept_reasons(select: Select) -> dict[str | None, list[str]]:
     """What etl.rejected_rows holds: key -> reasons, sorted."""
     rows = select("SELECT key, reasons FROM etl.rejected_rows")
     return {row["key"]: sorted(row["reasons"]) for row in rows}
+
+
+MANY = """
+    CREATE OR REPLACE TABLE mart_recommendations AS
+    SELECT
+        'user_' || u AS user_id, 'Destination ' || d AS recommended_destination,
+        1.0 - d * 0.1 AS recommendation_score, d + 1 AS rank, now() AS generated_at
+    FROM range({users}) AS u(u), range(2) AS d(d)
+"""
+
+
+def recommended(rows: str) -> str:
+    """SQL for mart_recommendations with these VALUES rows: id, destination, score, rank."""
+    return f"""
+        CREATE OR REPLACE TABLE mart_recommendations AS
+        SELECT
+            user_id::VARCHAR AS user_id,
+            recommended_destination::VARCHAR AS recommended_destination,
+            recommendation_score::DOUBLE AS recommendation_score,
+            7::BIGINT AS supporting_users,
+            rank::BIGINT AS rank,
+            now() AS generated_at
+        FROM (VALUES {rows}) AS v(user_id, recommended_destination, recommendation_score, rank)
+    """
+
+
+def opened(
+    look: Callable[[warehouse.Mart], Any],
+    shard: tuple[int, int] = (0, 1),
+    *,
+    ordered: bool = True,
+) -> Any:
+    """What `look` sees of the mart of user_segments, whose file is open meanwhile."""
+    now, settings = dt.datetime.now(dt.UTC), Settings.from_environment()
+    with (
+        tempfile.TemporaryDirectory() as spill,
+        warehouse.open_mart(
+            "user_segments",
+            UserSegment,
+            settings,
+            shard,
+            spill=Path(spill),
+            now=now,
+            ordered=ordered,
+        ) as mart,
+    ):
+        return look(mart)

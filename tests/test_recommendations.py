@@ -11,6 +11,7 @@ import pytest
 import redis
 from destinations import in_shards
 from fixture_types import Mart, Select
+from marts import MANY, recommended
 from polars.testing import assert_frame_equal
 
 from demo.embedded import Servers
@@ -18,7 +19,7 @@ from etl import cache, recommendations
 from etl.errors import Refused, SyncError
 from etl.recommendations import to_key_values, transform
 from etl.settings import Settings
-from etl.warehouse import order, stream
+from etl.warehouse import stream
 
 DAY = 24 * 60 * 60
 
@@ -251,93 +252,6 @@ def test_a_large_mart_is_read_in_batches_and_comes_to_the_same(
     assert {key: value for key, (value, _) in _dump(keys).items()} == at_once
     counts = ("extracted", "rejected", "written")
     assert [dict(result)[name] for name in counts] == [dict(whole)[name] for name in counts]
-
-
-@pytest.mark.parametrize("many", [1_000, 5_000_000])
-@pytest.mark.parametrize(
-    "by",
-    [
-        *("u, d", "hash(u), d", "d, u", "u % 7, u, d", "hash(u * 2 + d)", "u > 8000, d, u"),
-        "u % 500 = 7 AND d > 0, u, d",  # 18 users stand in two places
-    ],
-)
-def test_rows_may_stand_in_any_order(
-    by: str, many: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sorted, in part or not, in frames of some thousand rows, after as many were seen."""
-    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
-    monkeypatch.setattr(order, "_HASHES", 2_048)
-    monkeypatch.setattr(order, "_MANY_KEYS", many)
-    mart(f"{MANY.format(users=9_000)} ORDER BY {by}")
-
-    result = recommendations.sync()
-
-    assert (result["extracted"], result["written"], result["rejected"]) == (18_000, 9_000, 0)
-    whole = b'{"destinations":["Destination 0","Destination 1"],"score":0.95}'
-    assert set(keys.mget(_names(keys))) == {whole}
-
-
-@pytest.mark.parametrize(
-    ("few", "are_sorted", "rows"),
-    [
-        (0, "none", "('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), ('a', 'X', 0.9, 1)"),
-        (0, "all", "('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
-        (1, "some", "('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
-        (0, "none", "('b', 'X', 0.9, 1), ('b', 'Y', 0.8, 2), (NULL, 'X', 1, 1), (NULL, 'Y', 1, 1)"),
-        (0, "all", "('b', 'X', 0.9, 1), (NULL, 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"),
-        (0, "none", "(NULL, 'X', 0.9, 1), ('b', 'X', 1, 1), ('b', 'Y', 1, 2), (NULL, 'X', 1, 1)"),
-    ],
-)
-@pytest.mark.usefixtures("keys")
-def test_rows_are_sorted_only_where_those_of_a_user_do_not_stand_together(
-    few: int, are_sorted: str, rows: str, mart: Mart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_together, found = order.put_together, []
-
-    def noted(*arguments: Any) -> Any:
-        apart = arguments[3].apart
-        found.append("all" if apart is None else "some" if apart else "none")
-        return put_together(*arguments)
-
-    monkeypatch.setattr(order, "put_together", noted)
-    monkeypatch.setattr(order, "_FEW_RUNS", few)
-    mart(recommended(rows))
-
-    assert recommendations.sync(force=True)["extracted"] == rows.count("(")
-    assert found == [are_sorted]
-
-
-@pytest.mark.parametrize("between", [0, 1])
-@pytest.mark.parametrize("before", [0, 2_045, 2_046, 2_047])
-def test_users_whose_ids_have_one_hash_get_their_own(
-    before: int, between: int, mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Anybody can choose such ids, for DuckDB's hash has no secret; also where a batch ends."""
-    monkeypatch.setattr(stream, "BATCH_ROWS", 2_048)
-    one, two = "dle4ao2h000a", "o0z9vhsx5eow"
-    first = [f"('u{n}', 'X', 0.9, 1)" for n in range(before)]
-    rows = [*first, f"('{one}', 'A', 0.9, 1)", f"('{two}', 'B', 0.9, 1)"]
-    rows += ["('between', 'X', 0.9, 1)"] * between
-    mart(recommended(", ".join([*rows, f"('{one}', 'C', 0.8, 2)", f"('{two}', 'D', 0.8, 2)"])))
-
-    recommendations.sync()
-
-    assert _value(keys, one)["destinations"] == ["A", "C"]
-    assert _value(keys, two)["destinations"] == ["B", "D"]
-
-
-def test_rows_that_come_in_another_order_than_they_were_seen_in_are_no_half_values(
-    mart: Mart, keys: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A table's rows do not; a query that was changed in sql/warehouse may return others."""
-    seen = order.Keys(apart=[], runs=2)
-    monkeypatch.setattr(order, "look_through", lambda *_: seen)
-    mart(recommended("('b', 'X', 0.9, 1), ('a', 'X', 0.9, 1), ('b', 'Y', 0.8, 2)"))
-
-    with pytest.raises(SyncError, match=r"recommendations\.sql: returned other rows, or an"):
-        recommendations.sync()
-
-    assert _names(keys) == []
 
 
 def test_what_is_wrong_in_any_batch_is_rejected_and_counted(
@@ -586,29 +500,6 @@ def test_values_come_in_batches() -> None:
 
 
 # Helpers
-
-MANY = """
-    CREATE OR REPLACE TABLE mart_recommendations AS
-    SELECT
-        'user_' || u AS user_id, 'Destination ' || d AS recommended_destination,
-        1.0 - d * 0.1 AS recommendation_score, d + 1 AS rank, now() AS generated_at
-    FROM range({users}) AS u(u), range(2) AS d(d)
-"""
-
-
-def recommended(rows: str) -> str:
-    """SQL for mart_recommendations with these VALUES rows: id, destination, score, rank."""
-    return f"""
-        CREATE OR REPLACE TABLE mart_recommendations AS
-        SELECT
-            user_id::VARCHAR AS user_id,
-            recommended_destination::VARCHAR AS recommended_destination,
-            recommendation_score::DOUBLE AS recommendation_score,
-            7::BIGINT AS supporting_users,
-            rank::BIGINT AS rank,
-            now() AS generated_at
-        FROM (VALUES {rows}) AS v(user_id, recommended_destination, recommendation_score, rank)
-    """
 
 
 def _sql(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import itertools
 import os
 import random
 import sqlite3
@@ -16,20 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dataframely as dy
 import duckdb
 import polars as pl
-import pyarrow as pa
 import pytest
 from conftest import as_nobody, command, results, segments
 from fixture_types import Failing, Mart, OwnQuery, Select
+from marts import opened
 
 from etl import recommendations, user_segments, warehouse
 from etl.errors import Refused, SyncError
-from etl.plumbing import queries
 from etl.settings import Settings
 from etl.user_segments import UserSegment
-from etl.warehouse import file, order, stream
+from etl.warehouse import file, stream
 
 ONE_USER = segments("('a', 'regular', 3, 1, 9.5)")
 
@@ -476,76 +473,6 @@ def test_a_view_and_a_query_of_ones_own_are_computed_once(
     assert not select("SELECT FROM crm.user_segments WHERE segment <> total_searches::text LIMIT 1")
 
 
-@pytest.mark.parametrize(("as_what", "in_order"), [("TABLE", False), ("VIEW", True)])
-def test_only_a_table_is_looked_through_to_save_the_sort(
-    as_what: str, in_order: bool, mart: Mart
-) -> None:
-    """A view would be computed once to look and once to read."""
-    mart(
-        segments("('b', 'regular', 1, 0, 0), ('a', 'regular', 2, 0, 0)").replace(
-            "mart_user_segments", "stg"
-        ),
-        f"CREATE {as_what} mart_user_segments AS SELECT * FROM stg",
-    )
-
-    frames = opened(lambda mart: list(mart.frames()), ordered=False)
-
-    assert (pl.concat(frames)["user_id"].to_list() == ["a", "b"]) == in_order
-
-
-@pytest.mark.parametrize("many", [3_000, 5_000_000])
-@pytest.mark.parametrize("seed", range(12))
-def test_how_keys_stand_is_seen_however_far_apart_they_are(
-    seed: int, many: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each case has 5,000 runs, in several batches; up to two keys come again in another."""
-    monkeypatch.setattr(order, "_HASHES", 2_048)
-    monkeypatch.setattr(order, "_MANY_KEYS", many)
-    chosen = random.Random(seed)
-    firsts = [f"u{n}" for n in range(5_000)]
-    chosen.shuffle(firsts)
-    every = [key for key in firsts for _ in range(1 if seed < 3 else chosen.choice([1, 1, 3]))]
-    for _ in range(seed % 3):
-        every.insert(chosen.randrange(4_000, len(every)), every[chosen.randrange(2_000)])
-    runs = [key for key, _ in itertools.groupby(every)]
-    unknown = pa.nulls(len(every), pa.timestamp("us"))
-
-    with duckdb.connect() as connection:
-        connection.execute(queries.load("warehouse", "session"))
-        rows = connection.from_arrow(pa.table({"user_id": every, "built_at": unknown}))
-        seen = order.look_through(rows, Keyed, ["user_id"])
-
-    different = len(set(runs))
-    assert len(seen.apart or []) == len(runs) - different
-    assert seen.unique == (different == len(every))
-    assert seen.runs == (None if seen.unique else different)
-
-
-def test_looking_ends_where_one_key_comes_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DuckDB's hash of 0 is 0, which is in the first part whatever the number of parts."""
-    monkeypatch.setattr(order, "_HASHES", 2_048)
-    monkeypatch.setattr(order, "_MANY_KEYS", 3_000)
-
-    class Numbered(dy.Schema):
-        user_id = dy.Int64(primary_key=True)
-        built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
-
-    with duckdb.connect() as connection:
-        connection.execute(queries.load("warehouse", "session"))
-        rows = connection.sql(
-            "SELECT if(n > 100_000 AND n % 2 = 0, 0, n) AS user_id, NULL::TIMESTAMP AS built_at"
-            " FROM range(1, 200_000) AS r(n)"
-        )
-        assert order.look_through(rows, Numbered, ["user_id"]) == order.Keys()
-
-
-class Keyed(dy.Schema):
-    """As little as a contract may have."""
-
-    user_id = dy.String(primary_key=True)
-    built_at = dy.Datetime(time_unit="us", time_zone="UTC", nullable=True)
-
-
 @pytest.mark.parametrize(
     ("as_what", "size", "allowed"),
     [
@@ -574,25 +501,6 @@ def test_a_sort_has_few_threads_and_memory_by_its_bytes_however_many_cores_there
     assert opened(settings) == allowed
 
 
-@pytest.mark.parametrize(
-    ("ids", "threads"), [("'b', 'b', 'a'", 2), ("'b', 'a', 'b'", 1), ("'b', 'a', 'c'", 2)]
-)
-def test_rows_that_are_sorted_apart_have_the_room_of_a_sort(
-    ids: str, threads: int, mart: Mart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may be nearly all: a few users with long histories, in two places."""
-    one = segments("('b', 'regular', 1, 0, 0)").replace("mart_user_segments", "stg")
-    every = f"SELECT * REPLACE (unnest([{ids}]) AS user_id) FROM stg"
-    mart(one, f"CREATE TABLE mart_user_segments AS {every}")
-    monkeypatch.setattr(file, "_BYTES_OF_TWO_THREADS", 0)
-
-    def used(mart: warehouse.Mart) -> object:
-        asked = duckdb.SQLExpression("current_setting('threads')")
-        return mart.relation.select(asked).fetchall()[0]
-
-    assert opened(used, ordered=False) == (threads,)
-
-
 @pytest.mark.slow
 def test_rows_are_sorted_in_little_memory_also_where_their_texts_are_long(mart: Mart) -> None:
     """An id of 12 characters is sorted in its place, a longer one takes memory of its own."""
@@ -612,29 +520,6 @@ def test_a_mart_without_any_key_is_read(mart: Mart) -> None:
     frames, _ = opened(frames_and_stats)
 
     assert sum(map(len, frames)) == 2
-
-
-def opened(
-    look: Callable[[warehouse.Mart], Any],
-    shard: tuple[int, int] = (0, 1),
-    *,
-    ordered: bool = True,
-) -> Any:
-    """What `look` sees of the mart of user_segments, whose file is open meanwhile."""
-    now, settings = dt.datetime.now(dt.UTC), Settings.from_environment()
-    with (
-        tempfile.TemporaryDirectory() as spill,
-        warehouse.open_mart(
-            "user_segments",
-            UserSegment,
-            settings,
-            shard,
-            spill=Path(spill),
-            now=now,
-            ordered=ordered,
-        ) as mart,
-    ):
-        return look(mart)
 
 
 def frames_and_stats(mart: warehouse.Mart) -> tuple[list[pl.DataFrame], warehouse.Stats | None]:
