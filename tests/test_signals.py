@@ -34,6 +34,45 @@ user_segments.transform = interrupted
 cli.main("user_segments")
 """
 
+# The same for one that comes while Python takes an object apart, which drops exceptions.
+WITHIN_DESTRUCTOR = """
+import signal
+from etl import cli, user_segments
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+
+transform = user_segments.transform
+
+def interrupted(frame):
+    Interrupted()
+    return transform(frame)
+
+user_segments.transform = interrupted
+cli.main("user_segments")
+"""
+
+# A signal that is lost while the second sync is imported.
+WITHIN_IMPORT = """
+import importlib, signal
+from etl import cli
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+
+import_module = importlib.import_module
+
+def interrupted(name):
+    if name == "etl.email_triggers":
+        Interrupted()
+    return import_module(name)
+
+importlib.import_module = interrupted
+cli.main()
+"""
+
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -42,17 +81,51 @@ def test_a_signal_while_polars_waits_for_python_makes_it_no_panic(
 ) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
 
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHIN_POLARS.format(name=name)],
+    ended = run(WITHIN_POLARS.format(name=name))
+
+    assert ended.stderr.splitlines()[-1] == f"etl: stopped by {name}"
+    assert "panicked" not in ended.stderr
+    assert ended.returncode == code
+    assert [row["status"] for row in select("SELECT status FROM etl.sync_runs")] == ["cancelled"]
+    assert select("SELECT * FROM crm.user_segments") == []
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_whose_exception_is_dropped_cancels_the_run_all_the_same(
+    name: str, code: int, mart: Mart, select: Select
+) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+
+    ended = run(WITHIN_DESTRUCTOR.format(name=name))
+
+    assert "Exception ignored" in ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"etl: stopped by {name}"
+    assert ended.returncode == code
+    assert [row["status"] for row in select("SELECT status FROM etl.sync_runs")] == ["cancelled"]
+    assert select("SELECT * FROM crm.user_segments") == []
+
+
+def test_a_signal_dropped_between_two_syncs_begins_none(mart: Mart, select: Select) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+
+    ended = run(WITHIN_IMPORT.format(name="SIGTERM"))
+
+    assert ended.stderr.splitlines()[-1] == "etl: stopped by SIGTERM"
+    assert ended.returncode == 143
+    assert [row["sync"] for row in select("SELECT sync FROM etl.sync_runs")] == ["user_segments"]
+
+
+# Helpers
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, what it prints kept."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=HANG,
         check=False,
     )
-
-    assert ended.stderr.splitlines()[-1] == f"etl: stopped by {name}"
-    assert "panicked" not in ended.stderr
-    assert ended.returncode == code
-    assert [run["status"] for run in select("SELECT status FROM etl.sync_runs")] == ["cancelled"]
-    assert select("SELECT * FROM crm.user_segments") == []

@@ -72,6 +72,7 @@ def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncRe
 
     module = importlib.import_module(f"etl.{name}")
     signals.install_raising()
+    signals.check()  # one that came while the sync was imported
     for result in before:
         if result["sync"] == BY_NAME[name].after and result["status"] != "ok":
             return record_skipped(name, _not_run(result), dry_run=wanted.dry_run), 3

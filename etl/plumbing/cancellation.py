@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -20,11 +21,14 @@ _LOOK = 0.1
 
 
 class _Cancel:
-    """Whether one run is to be cancelled, and by whom."""
+    """Whether one run is to be cancelled, and by whom.
+
+    A handler of a signal sets it, so it takes no lock: the code below the handler may hold it.
+    """
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
-        self.asked = threading.Event()
+        self.asked = False
         self.by: signal.Signals | str = ""
         self.interrupts: list[Callable[[], None]] = []
 
@@ -54,11 +58,11 @@ def cancel(by: str = "etl.cancel()") -> int:
 
 def ask(by: signal.Signals | str) -> set[int]:
     """Tell every run of this process to stop where it next looks; return their threads."""
-    running = [run for run in list(_running) if not run.asked.is_set()]
+    running = [run for run in list(_running) if not run.asked]
     for run in running:
         run.by = by
-        run.asked.set()
-        threading.Thread(target=_interrupt, args=[run], daemon=True).start()
+        run.asked = True
+        _thread.start_new_thread(_interrupt, (run,))
     return {run.thread for run in running}
 
 
@@ -78,7 +82,7 @@ def cancellable() -> Iterator[None]:
         yield
     except BaseException as error:
         # DuckDB and the drivers turn a stop into an error of their own.
-        if run.asked.is_set() and not isinstance(error, Cancelled):
+        if run.asked and not isinstance(error, Cancelled):
             raise Cancelled(run.by) from error
         raise
     finally:
@@ -110,18 +114,20 @@ def _interrupt(run: _Cancel) -> None:
 def check() -> None:
     """Raise `Cancelled` when this run is to be cancelled."""
     run = _current.get()
-    if run is not None and run.asked.is_set():
+    if run is not None and run.asked:
         raise Cancelled(run.by)
 
 
 def pause(seconds: float) -> None:
     """Sleep, unless the run is cancelled meanwhile."""
-    run = _current.get()
-    if run is None:
+    if _current.get() is None:
         time.sleep(seconds)
-    else:
-        run.asked.wait(seconds)
+        return
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
         check()
+        time.sleep(min(left, _LOOK))
+    check()
 
 
 def done(future: Future[Any], seconds: float) -> bool:

@@ -23,13 +23,13 @@ def install_exiting() -> None:
 
     An exception would not do while modules are imported: some turn it into an ImportError.
     """
+    _received.clear()
     for number in _SIGNALS:
         signal.signal(number, _exit)
 
 
 def install_raising() -> None:
     """From here on a signal raises `Cancelled`, so that a run can roll back and say so."""
-    _received.clear()
     for number in _SIGNALS:
         signal.signal(number, _raise)
 
@@ -69,9 +69,10 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _received.append(signal.Signals(number))
-    if _within_polars(frame):
-        cancellation.ask(_received[-1])
-    else:
+    # The run is asked as well, because an exception raised in a destructor or in a callback of the
+    # import system is dropped: the query that runs next would be waited for to its end.
+    cancellation.ask(_received[-1])
+    if not _within_polars(frame):
         raise Cancelled(_received[-1])
 
 
