@@ -117,7 +117,16 @@ class Bench:
 
     def mails(self) -> Iterator[Case]:
         """email_triggers, which nobody else has."""
-        return self._mails("email_triggers", "first", self.users)
+        yield from self._mails("email_triggers", "first", self.users)
+        yield Case(
+            "email_triggers, every mail sent",
+            "searchflow",
+            searchflow("email_triggers"),
+            self._with("first"),
+            self.database.send,
+            partial(self._check_mails, "every mail sent"),
+            self.users,
+        )
 
     def recommendations(self) -> Iterator[Case]:
         """Recommendations by everybody, each in a Redis database of its own."""

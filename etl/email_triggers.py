@@ -107,7 +107,7 @@ def load(run: Run) -> None:
     missing = visits.missing(run)
     visits.tell_guards(run, missing)
     templates.update(run.session, run.settings)
-    decided = merge(run, partial(triggers, run, mart, missing), mails)
+    decided = merge(run, partial(triggers, run.as_of, missing), mart, mails)
     warnings.look(run, users, missing, decided.cancelled())
     if run.options.dry_run:
         run.tally.add_outcomes(decided.outcomes())
@@ -142,20 +142,23 @@ def _of_rule(mart: pl.DataFrame, rule: Rule, as_of: dt.datetime) -> pl.DataFrame
     )
 
 
-def triggers(run: Run, mart: Spool, missing: Sequence[str]) -> Iterator[pl.DataFrame]:
+def triggers(
+    as_of: dt.datetime, missing: Sequence[str], mart: Spool, rejected: Spool
+) -> Iterator[pl.DataFrame]:
     """Stream what decisions need of the mart: one row for each of its users.
 
     Args:
-        run: has read the mart.
-        mart: its accepted rows, without visits in the future.
+        as_of: the mart's build time.
         missing: the visit columns that the mart does not have.
+        mart: its accepted rows, without visits in the future.
+        rejected: the keys of the others.
     """
     for rows in mart.frames():
-        calling = transform(visits.one_episode(rows, missing), run.as_of)
+        calling = transform(visits.one_episode(rows, missing), as_of)
         others = rows.filter(~pl.col("segment").is_in(list(rules.templates()))).select("user_id")
         users = pl.concat([calling, others], how="diagonal")
         yield decisions.with_hash(users).with_columns(rejected=False)
-    for users in run.mart.rejected.frames():
+    for users in rejected.frames():
         unknown = users.unique().with_columns(rejected=True)
         yield pl.concat([decisions.with_hash(calling.clear()), unknown], how="diagonal")
 

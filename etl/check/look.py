@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import polars as pl
 import pyarrow as pa
@@ -112,7 +112,7 @@ class Look(Run):
     def read_target(self, *_: object) -> None:
         """Read nothing: what differs from the target is for a dry run to tell."""
 
-    def start_reading(self, _: object, name: str) -> Call[Spool]:
+    def start_reading(self, _: object, name: str) -> Call[Any]:
         """Read nothing, for the same reason."""
         return self.session.submit(lambda _: self._nothing(name))
 

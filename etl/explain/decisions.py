@@ -129,9 +129,9 @@ def mails(source: Source, connection: Connection) -> dict[str, Any]:
     decisions.prepare(connection, run.settings, run.as_of, user_id=source.user_id)
     queue = decisions.read_mails(connection, run.folder / "mails").result()
     unsubscribed = decisions.read_unsubscribed(connection, run.folder / "unsubscribed").result()
-    triggers = email_triggers.triggers(run, source.spool, visits.missing(run))
-    batches, holdout = warehouse.to_batches(triggers), run.settings.email_holdout
-    with decisions.decide(batches, queue, unsubscribed, run.as_of, holdout) as decided:
+    triggers = partial(email_triggers.triggers, run.as_of, visits.missing(run))
+    known = decisions.Known(source.spool, run.mart.rejected, queue, unsubscribed)
+    with decisions.decide(triggers, known, run.as_of, run.settings.email_holdout) as decided:
         told = pl.concat([decisions.to_tell(rows) for rows in decided], how="diagonal")
     row = next(iter(source.accepted), {})
     return {

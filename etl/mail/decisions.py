@@ -8,8 +8,9 @@ the rules say of them by the server's clock, and who unsubscribed.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from etl.mail import rules
 from etl.mail.rules import NO_EPISODE_DATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -29,10 +30,28 @@ if TYPE_CHECKING:
     from etl.postgres import Call, Connection
     from etl.result import Outcome
     from etl.settings import Settings
-    from etl.warehouse import Batches, Spool
+    from etl.warehouse import Spool
+
+    Triggers = Callable[[Spool, Spool], Iterator[pl.DataFrame]]
 
 # What becomes of one mail, as told to people.
 TOLD = ("user_id", "template", "outcome", "until", "episode_at", "priority", "payload")
+
+_OPEN = ("pending", "processing")
+
+# What sql/warehouse/email_decisions.sql reads the mails for that were sent or have ended.
+_USES_OF_PAST = ("ended", "resting", "recent")
+
+# What DuckDB holds in memory of users who unsubscribed and of mails, for each byte on disk: a mail
+# of the past is in three joins, and was grouped before two of them. Measured with ids of 11 bytes
+# and of 200.
+_OF_UNSUBSCRIBED, _OF_OPEN, _OF_PAST = 2, 1.5, 4.5
+
+# How much of it there may be at once (etl/warehouse/compare.py: _QUERY_BYTES).
+_ROOM = 85_000_000
+
+# A process may have some 1,000 files open.
+_MOST_PARTS = 400
 
 _ACTIONS = ("is_queued", "is_held_out", "is_refreshed")
 _STAGED = (
@@ -40,6 +59,38 @@ _STAGED = (
     *(*_ACTIONS, "is_due", "is_without_episode", "revived_id"),
     *("waiting_id", "waiting_expires_at", "reason"),
 )
+
+
+@dataclass(frozen=True)
+class Mails:
+    """What the queue holds: mails that are open, and those that are no longer pending.
+
+    A mail that is being sent is both.
+    """
+
+    open: Spool
+    past: Spool
+
+
+@dataclass(frozen=True)
+class Known:
+    """What decisions go by, on disk."""
+
+    mart: Spool  # accepted rows, without visits in the future
+    rejected: Spool  # keys of the others
+    mails: Mails
+    unsubscribed: Spool
+
+    def parts(self) -> Iterator[Known]:
+        """Hand out the users in parts of which all mails fit into memory; mostly there is one."""
+        mails = self.mails
+        room = _OF_OPEN * mails.open.bytes + _OF_PAST * mails.past.bytes
+        room += _OF_UNSUBSCRIBED * self.unsubscribed.bytes
+        parts = min(math.ceil(room / _ROOM), _MOST_PARTS)
+        spools = (self.mart, self.rejected, mails.open, mails.past, self.unsubscribed)
+        split = [warehouse.split(spool, "user_id", parts) for spool in spools]
+        for mart, rejected, open_, past, unsubscribed in zip(*split, strict=True):
+            yield Known(mart, rejected, Mails(open_, past), unsubscribed)
 
 
 def prepare(
@@ -64,12 +115,22 @@ def prepare(
     postgres.query(connection, "email_settings", limits, gap, oldest.isoformat(), *shard, user_id)
 
 
-def read_mails(connection: Connection, path: Path) -> Call[Spool]:
-    """Start reading what the queue holds into a file; each payload becomes its hash."""
+def read_mails(connection: Connection, path: Path) -> Call[Mails]:
+    """Start reading what the queue holds into two files; each payload becomes its hash."""
 
-    def spool(batches: pa.RecordBatchReader) -> Spool:
+    def spool(batches: pa.RecordBatchReader) -> Mails:
         frames = (with_hash(frame).drop("payload") for frame in _frames(batches))
-        return warehouse.write(warehouse.to_batches(frames), path, ["id"])
+        first = next(frames)
+        open_path, past_path = (path.with_name(f"{path.name}_{of}") for of in ("open", "past"))
+        schema = first.to_arrow().schema
+        with (
+            warehouse.Writer(open_path, schema, ["id"]) as open_,
+            warehouse.Writer(past_path, schema, ["id"]) as past,
+        ):
+            for frame in frames:
+                open_.add_rows(frame.filter(pl.col("status").is_in(_OPEN)))
+                past.add_rows(frame.filter(pl.col("status") != "pending"))
+        return Mails(open_.spool, past.spool)
 
     return postgres.stream(connection, "email_mails", spool)
 
@@ -85,27 +146,36 @@ def read_unsubscribed(connection: Connection, path: Path) -> Call[Spool]:
 
 @contextmanager
 def decide(
-    triggers: Batches, mails: Spool, unsubscribed: Spool, as_of: dt.datetime, holdout: float
+    triggers: Triggers, known: Known, as_of: dt.datetime, holdout: float
 ) -> Iterator[Iterator[pl.DataFrame]]:
     """Stream what was decided, one row a user with an occasion or a waiting mail of ours.
 
     Args:
-        triggers: columns of `email_triggers.transform`, payload_hash (see `with_hash`) and
-            rejected bool, one row a user of the mart; template is null where the segment calls
-            for no mail. Rows come out in this order, then those of users who are not in it.
-        mails: by `read_mails`.
-        unsubscribed: by `read_unsubscribed`.
+        triggers: makes of the mart's rows, and of the keys that were rejected, one row a user:
+            columns of `email_triggers.transform`, payload_hash (see `with_hash`) and rejected
+            bool; template is null where the segment calls for no mail. Rows come out in this
+            order, then those of users who are not in it; where the queue is large, users by the
+            hash of their key.
+        known: the mart and what the queue holds.
         as_of: the mart's build time.
         holdout: EMAIL_HOLDOUT, the part of the users who are held out.
     """
-    streams = {
-        "triggers": triggers,
-        "unsubscribed": unsubscribed.batches(),
-        **{f"mails_{use}": mails.batches() for use in ("open", "ended", "resting", "recent")},
-    }
     variables = {"as_of": as_of, "no_episode": NO_EPISODE_DATE, "holdout": holdout}
-    with warehouse.joined("email_decisions", mails.path.parent, streams, variables) as rows:
-        yield _frames(rows)
+
+    def decided() -> Generator[pl.DataFrame]:
+        for part in known.parts():
+            streams = {
+                "triggers": warehouse.to_batches(triggers(part.mart, part.rejected)),
+                "unsubscribed": part.unsubscribed.batches(),
+                "mails_open": part.mails.open.batches(),
+                **{f"mails_{use}": part.mails.past.batches() for use in _USES_OF_PAST},
+            }
+            folder = part.mart.path.parent
+            with warehouse.joined("email_decisions", folder, streams, variables) as rows:
+                yield from _frames(rows)
+
+    with closing(decided()) as frames:
+        yield frames
 
 
 def with_hash(rows: pl.DataFrame) -> pl.DataFrame:

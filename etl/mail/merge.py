@@ -10,15 +10,13 @@ from etl.mail import decisions, lists
 from etl.plumbing import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import polars as pl
 
-    from etl.mail.decisions import Totals
+    from etl.mail.decisions import Mails, Totals, Triggers
     from etl.run import Run
     from etl.warehouse import Spool
-
-    Triggers = Callable[[], Iterator[pl.DataFrame]]  # streams them anew at each call
 
 _RESULT = {"inserted", "updated", "unchanged", "cancelled", "suppressed", "held_back"}
 _GUARDED = {"queued", "cancelled_by_mart", "pending", "queue_rows"}
@@ -31,19 +29,20 @@ _MERGE = postgres.Merge(
 )
 
 
-def merge(run: Run, triggers: Triggers, mails: Spool) -> Totals:
+def merge(run: Run, triggers: Triggers, mart: Spool, mails: Mails) -> Totals:
     """Decide and merge; again where another program has just queued a mail for the same user.
 
     Args:
         run: it gets the counts.
         triggers: see `decisions.decide`.
+        mart: its accepted rows.
         mails: what the queue held while the mart was read.
 
     Returns:
         What was decided.
     """
     for plain_insert in (True, False):
-        totals = _stage(run, triggers(), mails)
+        totals = _stage(run, triggers, mart, mails)
         try:
             with run.savepoint():
                 _write(run, totals, plain_insert=plain_insert)
@@ -53,13 +52,13 @@ def merge(run: Run, triggers: Triggers, mails: Spool) -> Totals:
                 raise
         mails = run.start_reading(decisions.read_mails, "mails").result()
     # Only a mail that is to be pending again can meet another: those wait for a later run.
-    totals = _stage(run, triggers(), mails)
+    totals = _stage(run, triggers, mart, mails)
     postgres.execute(run.session, queries.load("postgres", "email_without_revivals"))
     _write(run, totals, plain_insert=False)
     return totals
 
 
-def _stage(run: Run, triggers: Iterator[pl.DataFrame], mails: Spool) -> Totals:
+def _stage(run: Run, triggers: Triggers, mart: Spool, mails: Mails) -> Totals:
     """Decide; stage what is to change in the queue as it was read."""
     totals = decisions.Totals()
     unsubscribed = run.start_reading(decisions.read_unsubscribed, "unsubscribed").result()
@@ -71,8 +70,8 @@ def _stage(run: Run, triggers: Iterator[pl.DataFrame], mails: Spool) -> Totals:
                 write(rows)
                 yield decisions.to_stage(rows)
 
-    batches, holdout = warehouse.to_batches(triggers), run.settings.email_holdout
-    with decisions.decide(batches, mails, unsubscribed, run.as_of, holdout) as decided:
+    known = decisions.Known(mart, run.mart.rejected, mails, unsubscribed)
+    with decisions.decide(triggers, known, run.as_of, run.settings.email_holdout) as decided:
         run.copy("decisions", warehouse.to_batches(changes(decided)))
     return totals
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import dataframely as dy
 import polars as pl
@@ -19,6 +20,8 @@ from etl.run import guards
 from etl.run.facts import Facts
 from etl.run.reading import MartReading, read_mart
 from etl.warehouse import Batches, Spool
+
+_T = TypeVar("_T")
 
 # Assumed of a mart that was never synced.
 _UNKNOWN_ROWS = 1_000_000
@@ -145,9 +148,7 @@ class Run(Facts):
             self.stage_missing("gone", target, rows)
         return rows, target
 
-    def start_reading(
-        self, start: Callable[[Connection, Path], Call[Spool]], name: str
-    ) -> Call[Spool]:
+    def start_reading(self, start: Callable[[Connection, Path], Call[_T]], name: str) -> Call[_T]:
         """Start reading from Postgres into the file `name` of the run's folder."""
         return start(self.session, self.folder / name)
 

@@ -4,7 +4,7 @@ from etl.warehouse import keys
 from etl.warehouse.compare import differing, joined, missing
 from etl.warehouse.errors import NotFoundError
 from etl.warehouse.marts import Source
-from etl.warehouse.spool import Batches, Spool, Writer, to_batches, write
+from etl.warehouse.spool import Batches, Spool, Writer, split, to_batches, write
 from etl.warehouse.stream import Mart, Stats, open_mart, read
 from etl.warehouse.survey import Survey, lookalikes, survey
 
@@ -24,6 +24,7 @@ __all__ = [
     "missing",
     "open_mart",
     "read",
+    "split",
     "survey",
     "to_batches",
     "write",

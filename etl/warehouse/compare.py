@@ -19,9 +19,9 @@ from etl.warehouse.spool import BATCH_ROWS, Batches, Spool, batch_rows, write
 # A hash join of ten million rows with ten million works in this; each further one takes more.
 _JOIN_BYTES, _BYTES_PER_ROW, _ROWS_IN_IT = 140_000_000, 10, 20_000_000
 
-# What a query of several joins may take. Ten million users with five million mails are decided in
-# this; more of it would only make the process larger.
-_QUERY_BYTES = 125_000_000
+# What a query of several joins may take. Unlike a single join, which works on disk, several keep a
+# page for each part of each of them in memory: who asks sees to it that all of them fit.
+_QUERY_BYTES = 112_000_000
 
 
 def differing(rows: Spool, target: Spool) -> AbstractContextManager[pa.RecordBatchReader]:
@@ -104,7 +104,7 @@ def joined(
     """Stream what sql/warehouse/<query>.sql makes of streams of rows.
 
     Joins are made as the query has them: its first table streams by and keeps its order, the
-    others are held in memory or, where they are large, on disk.
+    others are held in memory.
 
     Args:
         query: the name of the file.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # times that. Half of it would save 40 MB of memory, and checking would take a third longer.
 BATCH_ROWS = 65_536
 
+# Frames that are in memory while a spool is split: 20 MB of rows with short keys.
+_MOST_FRAMES = 8
+
 _OF_DISKS = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 
@@ -38,6 +41,11 @@ class Spool:
     schema: pa.Schema
     key: list[str]
     rows: int
+
+    @property
+    def bytes(self) -> int:
+        """How large the file is."""
+        return self.path.stat().st_size
 
     def batches(self) -> Batches:
         """Stream the rows as Arrow batches, in the order in which they were written."""
@@ -174,6 +182,28 @@ def write(
         for batch in batches:
             writer.add(batch)
     return writer.spool
+
+
+def split(rows: Spool, column: str, parts: int) -> list[Spool]:
+    """Write rows to as many files by the hash of a column: those of one value stand in one file.
+
+    Spools that are split by columns of one type have equal values in files of one number.
+    """
+    if parts == 1:
+        return [rows]
+    frames = rows.frames()
+    first = next(frames)
+    schema, frames = first.to_arrow().schema, chain([first], frames)
+    with ExitStack() as stack:
+        names = (rows.path.with_name(f"{rows.path.name}-{number}") for number in range(parts))
+        writers = [stack.enter_context(Writer(name, schema, rows.key)) for name in names]
+        # As many frames at once as there are parts, because small batches take longer to read.
+        while some := list(islice(frames, min(parts, _MOST_FRAMES))):
+            frame = pl.concat(some, rechunk=True)
+            of = frame[column].hash() % parts
+            for number, writer in enumerate(writers):
+                writer.add_rows(frame.filter(of == number))
+    return [writer.spool for writer in writers]
 
 
 @contextmanager

@@ -10,11 +10,7 @@
 --
 -- Joins are made as they are written (see etl/mail/decisions.py): the triggers stream by in their
 -- order, and only the right-hand sides are held in memory.
-WITH open_mails AS (
-    SELECT * FROM mails_open WHERE status IN ('pending', 'processing')
-),
-
-ended AS (
+WITH ended AS (
     SELECT * FROM mails_ended WHERE status NOT IN ('pending', 'processing')
 ),
 
@@ -55,7 +51,7 @@ known AS (
         o.expires_at AS open_expires_at,
         o.is_outdated AS open_is_outdated
     FROM triggers AS t
-    FULL JOIN open_mails AS o ON o.user_id = t.user_id
+    FULL JOIN mails_open AS o ON o.user_id = t.user_id
 ),
 
 looked_up AS (
