@@ -13,40 +13,26 @@ from pace import HANG
 if TYPE_CHECKING:
     from fixture_types import Mart, Select
 
-# The transform of a process that gets a signal while Polars asks a Decimal for its digits.
-WITHIN_POLARS = """
+# The transform of a process that gets a signal where Python may not raise: while Polars asks a
+# Decimal for its digits, or in a destructor, which drops exceptions.
+WITHIN_TRANSFORM = """
 import decimal, signal
 import polars as pl
 from etl import cli, user_segments
 
-class Interrupted(decimal.Decimal):
+class Digits(decimal.Decimal):
     def as_tuple(self):
         signal.raise_signal(signal.{name})
         return super().as_tuple()
 
-transform = user_segments.transform
-
-def interrupted(frame):
-    pl.lit(Interrupted("1.5"))
-    return transform(frame)
-
-user_segments.transform = interrupted
-cli.main("user_segments")
-"""
-
-# The same for one that comes while Python takes an object apart, which drops exceptions.
-WITHIN_DESTRUCTOR = """
-import signal
-from etl import cli, user_segments
-
-class Interrupted:
+class Dropped:
     def __del__(self):
         signal.raise_signal(signal.{name})
 
 transform = user_segments.transform
 
 def interrupted(frame):
-    Interrupted()
+    {interrupt}
     return transform(frame)
 
 user_segments.transform = interrupted
@@ -74,32 +60,18 @@ cli.main()
 """
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_while_polars_waits_for_python_makes_it_no_panic(
-    name: str, code: int, mart: Mart, select: Select
+@pytest.mark.parametrize("interrupt", ['pl.lit(Digits("1.5"))', "Dropped()"])
+def test_a_signal_where_no_exception_may_be_raised_cancels_the_run_all_the_same(
+    interrupt: str, name: str, code: int, mart: Mart, select: Select
 ) -> None:
     mart(segments("('a', 'regular', 1, 0, 0)"))
 
-    ended = run(WITHIN_POLARS.format(name=name))
+    ended = run(WITHIN_TRANSFORM.format(name=name, interrupt=interrupt))
 
-    assert ended.stderr.splitlines()[-1] == f"etl: stopped by {name}"
+    assert ("Exception ignored" in ended.stderr) == (interrupt == "Dropped()")
     assert "panicked" not in ended.stderr
-    assert ended.returncode == code
-    assert [row["status"] for row in select("SELECT status FROM etl.sync_runs")] == ["cancelled"]
-    assert select("SELECT * FROM crm.user_segments") == []
-
-
-@pytest.mark.few(1)
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_signal_whose_exception_is_dropped_cancels_the_run_all_the_same(
-    name: str, code: int, mart: Mart, select: Select
-) -> None:
-    mart(segments("('a', 'regular', 1, 0, 0)"))
-
-    ended = run(WITHIN_DESTRUCTOR.format(name=name))
-
-    assert "Exception ignored" in ended.stderr
     assert ended.stderr.splitlines()[-1] == f"etl: stopped by {name}"
     assert ended.returncode == code
     assert [row["status"] for row in select("SELECT status FROM etl.sync_runs")] == ["cancelled"]

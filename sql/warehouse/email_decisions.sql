@@ -2,14 +2,15 @@
 -- A run stages of these what email_triggers.sql is to write; --decisions and etl.explain tell them.
 --
 -- `triggers` holds the users of the mart (email_triggers.transform): template is null where their
--- segment calls for no mail, and `rejected` is true where nobody knows their segment. `mails` is what
--- the queue holds of them (sql/postgres/email_mails.sql), `unsubscribed` whom it must not mail
--- (sql/postgres/email_unsubscribed.sql).
+-- segment calls for no mail, and `rejected` is true where nobody knows their segment. `mails_open`, and
+-- `mails_ended` (which has those being sent, too), is what the queue holds of them
+-- (sql/postgres/email_mails.sql); `mails_resting` and `mails_recent` are `mails_ended` once more.
+-- `unsubscribed` says whom it must not mail (sql/postgres/email_unsubscribed.sql).
 -- The variable as_of is the mart's build time, no_episode the visit of a mart without visits, holdout
 -- the part of the users who are held out.
 --
 -- Joins are made as they are written (see etl/mail/decisions.py): the triggers stream by in their
--- order, and only the right-hand sides are held in memory.
+-- order, and only the right-hand sides are held in memory: a part of the users at a time.
 WITH ended AS (
     SELECT * FROM mails_ended WHERE status NOT IN ('pending', 'processing')
 ),
