@@ -117,7 +117,9 @@ def test_a_full_disk_is_told_with_the_folder_that_is_full(mart: Mart, select: Se
     assert not select("SELECT FROM crm.user_segments")
 
 
-def test_a_folder_that_spills_over_is_told_as_such(mart: Mart, environment: Path) -> None:
+def test_what_does_not_fit_into_memory_and_folder_is_told_with_what_to_do(
+    mart: Mart, environment: Path
+) -> None:
     mart("CREATE TABLE big AS SELECT repeat(md5(n::VARCHAR), 9) AS x FROM range(100_000) AS r(n)")
     limits: Any = {"memory_limit": "10MB", "threads": 1, "max_temp_directory_size": "500kB"}
 
@@ -127,7 +129,7 @@ def test_a_folder_that_spills_over_is_told_as_such(mart: Mart, environment: Path
     ):
         connection.sql("FROM big ORDER BY x").fetchall()
 
-    assert "room in the temporary folder (TMPDIR)" in str(
+    assert "make room in the temporary folder (TMPDIR), " in str(
         errors.to_sync_error(raised.value, environment, "")
     )
 

@@ -61,8 +61,9 @@ _PROBLEMS = (
     ),
     (
         r"Out of Memory",
-        "needs more room in the temporary folder (TMPDIR), or has rows of a megabyte, of which few"
-        " fit into the memory that a sync allows itself",
+        # It has one message for a full folder and for memory that cannot be had by writing to it.
+        "more than fits into the memory that a sync allows itself; make room in the temporary"
+        " folder (TMPDIR), shorten rows of a megabyte, or run in shards (--shard 0/2, --shard 1/2)",
     ),
 )
 
