@@ -22,10 +22,12 @@ CASES = [
     "user_segments, all changed",
     "recommendations, first load",
     "email_triggers, first load",
+    "email_triggers, nothing changed",
+    "email_triggers, every mail sent",
 ]
 CLIP = 3.5  # times ours: longer bars are cut off there and say so
 BAR, PANEL = 17, 470  # height of a bar with its gap; width of a panel
-LABELS, VALUES = 172, 108  # widths of a panel's names and figures
+LABELS, VALUES = 180, 108  # widths of a panel's names and figures
 LENGTH = PANEL - LABELS - VALUES
 
 SYNCS = {
