@@ -10,6 +10,7 @@ import pytest
 from destinations import execute, in_shards
 from duckdb_files import written
 from examples import examples
+from fixture_types import Mart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mails import NOW, audience, user
@@ -50,7 +51,7 @@ def outcome(warehouse: Path, marts: Any, shards: int) -> Any:
     results = []
     for people in marts:
         with written(warehouse) as connection:
-            connection.execute(mart(people))
+            connection.execute(mart_of(people))
         result: SyncResult = in_shards(email_triggers.sync, shards, force=True)
         results.append([result[name] for name in COUNTS])  # type: ignore[literal-required]
     with postgres.session(Settings.from_environment(), "look") as session:
@@ -62,7 +63,7 @@ def outcome(warehouse: Path, marts: Any, shards: int) -> Any:
     return results, rows
 
 
-def mart(people: list[Any]) -> str:
+def mart_of(people: list[Any]) -> str:
     def ago(hours: int | None) -> dt.datetime | None:
         return None if hours is None else NOW - dt.timedelta(hours=hours)
 
@@ -72,3 +73,25 @@ def mart(people: list[Any]) -> str:
             for number, (segment, first, last, searches) in enumerate(people)
         )
     )
+
+
+def test_a_mart_is_as_old_in_each_shard_as_in_a_whole_run_also_where_rows_are_rejected(
+    mart: Mart,
+) -> None:
+    built, visit = NOW - dt.timedelta(hours=10), NOW - dt.timedelta(hours=80)
+    newer = (
+        "INSERT INTO mart_user_segments SELECT * REPLACE ('bad' AS user_id, -1 AS"
+        " lifetime_searches, segmented_at + INTERVAL 9 HOUR AS segmented_at)"
+        " FROM mart_user_segments LIMIT 1"
+    )
+    people = [user(f"u{n}", "abandoned_search", last=visit) for n in range(8)]
+    mart(audience(*people, built_at=built), newer)
+
+    def told(**shard: Any) -> dict[str, int]:
+        found = email_triggers.sync(dry_run=True, force=True, **shard)["outcomes"]
+        return {one["outcome"]: one["mails"] for one in found}
+
+    whole, parts = told(), [told(shard=(index, 2)) for index in range(2)]
+
+    assert whole == {"old news": 8}
+    assert [set(part) for part in parts] == [{"old news"}] * 2

@@ -88,7 +88,15 @@ class Validator:
             unique: whether no two rows are known to have the same key.
         """
         self.rows = 0
-        self.built_at: dt.datetime | None = None  # the newest of the accepted rows
+        # The newest of the rows that have all they need, also of rejected ones: shards cannot tell
+        # which rows of the others are accepted, and a whole run must not see another build time.
+        self.built_at: dt.datetime | None = None
+        self._dated = [pl.col("built_at") <= now + SKEW]
+        self._dated += [
+            pl.col(name).is_not_null()
+            for name, column in contract.columns().items()
+            if not column.nullable
+        ]
         self._contract, self._limit, self._unique = contract, limit, unique
         self._schema = functools.cache(functools.partial(_schema_for, contract, now=now))
         self._key = list(key or contract.primary_key())
@@ -113,12 +121,13 @@ class Validator:
         schema = self._schema(tuple(uncastable), unique=unique)
         frame = frame.with_row_index("row")
         if schema.is_valid(frame):  # as nearly always: to filter would be to copy everything
-            good = frame.select(columns)
+            good = dated = frame.select(columns)
         else:
+            dated = frame.filter(self._dated)
             good, failure = schema.filter(frame)
             good = good.select(columns)
             self._set_aside(failure, uncastable)
-        newest = cast("dt.datetime | None", good["built_at"].max())
+        newest = cast("dt.datetime | None", dated["built_at"].max())
         self.built_at = max(filter(None, (self.built_at, newest)), default=None)
         return good
 

@@ -64,5 +64,5 @@ class Facts:
 
     @property
     def as_of(self) -> dt.datetime:
-        """When the mart was built, by its accepted rows; when they do not say so, now."""
+        """When the mart was built, by its rows; when they do not say so, now."""
         return self.tally.metrics.built_at or self.job.started_at

@@ -35,7 +35,6 @@ class MartReading:
         cls, mart: warehouse.Mart, check: Validator, accepted: Spool, rejected: Spool
     ) -> MartReading:
         """Return what is known after the last frame."""
-        # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
         return cls(accepted, rejected, check.rejects(), mart.source, check.rows, whole)
 
