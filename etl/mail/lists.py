@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from etl.errors import SyncError
 from etl.mail import decisions
+from etl.plumbing import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +34,7 @@ _SCHEMA = pa.schema(
 def writing(name: str | None) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Hand out what writes decided rows to a file; without a name they go nowhere.
 
-    The file is there once it is complete, for its owner alone: it tells of people. Until then the
-    rows are in one beside it.
+    The file is there once it is complete, for its owner alone: it tells of people.
 
     Raises:
         SyncError: the file cannot be written.
@@ -43,28 +42,20 @@ def writing(name: str | None) -> Iterator[Callable[[pl.DataFrame], None]]:
     if name is None:
         yield lambda _: None
         return
-    path = Path(name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with ExitStack() as file:
         with _explaining(name):
-            sink = open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")  # noqa: SIM115
-        with sink:
-            with _explaining(name):
-                writer = _writer(path.suffix, sink)
+            sink = file.enter_context(files.replacing(name, 0o600))
+            writer = _writer(Path(name).suffix, sink)
 
-            def write(decided: pl.DataFrame) -> None:
-                rows = decisions.to_tell(decided).sort("user_id")
-                with _explaining(name):
-                    writer.write_table(rows.to_arrow().select(_SCHEMA.names).cast(_SCHEMA))
-
-            yield write
+        def write(decided: pl.DataFrame) -> None:
+            rows = decisions.to_tell(decided).sort("user_id")
             with _explaining(name):
-                writer.close()
+                writer.write_table(rows.to_arrow().select(_SCHEMA.names).cast(_SCHEMA))
+
+        yield write
         with _explaining(name):
-            partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+            writer.close()
+            file.close()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etl.cli import report
 from etl.errors import SyncError, UsageError
+from etl.plumbing import files
 from etl.status import charts
 from etl.status.problems import ago
 
@@ -36,11 +37,10 @@ def write(known: dict[str, Any], hours: float, file: str) -> None:
     Raises:
         SyncError: the file cannot be written.
     """
-    page, path = render(known, hours), Path(file)
-    new = path.with_name(f".{path.name}.new")
+    page = render(known, hours)
     try:
-        new.write_text(page, encoding="utf-8", errors="backslashreplace")
-        new.replace(path)
+        with files.replacing(file, 0o666) as new:
+            new.write(page.encode(errors="backslashreplace"))
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise SyncError(f"--html {file}: cannot write it ({reason}); give another file") from None
