@@ -304,6 +304,24 @@ def test_an_output_that_cannot_be_written_is_told(program: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", ["etl.user_segments", "etl.check", "etl.status"])
+def test_a_page_that_cannot_be_written_is_told(program: str, mart: Mart) -> None:
+    mart(segments("('a', 'regular', 1, 0, 0)"))
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", program],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert ended.returncode == 1
+    assert "etl: stdout: No space left on device; " in ended.stderr.splitlines()[-1]
+
+
 def test_what_an_encoding_does_not_have_is_escaped(mart: Mart) -> None:
     mart(segments("('a', 'régulier 日', 1, 0, 0)"))
 

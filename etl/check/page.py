@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from etl.check.findings import FAIL, OK, SKIPPED, WARN
+from etl.cli import report
 from etl.plumbing.counted import counted
 
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red", SKIPPED: "dim"}
@@ -27,7 +28,7 @@ def page(findings: Sequence[dict[str, str]]) -> str:
         table.add_row(Text(one["state"], style), one["name"], one["found"])
         if one["advice"]:
             table.add_row("", "", f"-> {one['advice']}")
-    with console.capture() as shown:
+    with report.capturing(console) as shown:
         console.print(table)
     lines = [line.rstrip() for line in shown.get().splitlines()]
     return "\n".join([*lines, "", _summary([one["state"] for one in findings])])

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from etl.errors import SyncError
@@ -17,8 +18,9 @@ from etl.plumbing.redact import escaped, quote_value
 from etl.result import count_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from rich.console import Capture, Console
     from rich.table import Table
     from rich.text import Text
 
@@ -94,9 +96,26 @@ def write(text: str) -> None:
     """
     if sys.stdout is None:  # closed
         return
-    try:
+    with _telling_of_stdout():
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+
+@contextmanager
+def capturing(console: Console) -> Iterator[Capture]:
+    """Hand out what the console prints as text; its end writes to stdout, if only nothing.
+
+    Raises:
+        SyncError: stdout cannot be written to.
+    """
+    with _telling_of_stdout(), console.capture() as shown:
+        yield shown
+
+
+@contextmanager
+def _telling_of_stdout() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
@@ -120,7 +139,7 @@ def _page(results: Sequence[SyncResult], reasons: bool) -> str:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    with console.capture() as page:
+    with capturing(console) as page:
         console.print(_table(results))
         for result in results:
             if "unmapped_segments" in result:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from etl.cli import report
 from etl.explain import lines
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def page(told: dict[str, Any]) -> str:
     }
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
     errors = _Errors()
-    with console.capture() as shown:
+    with report.capturing(console) as shown:
         for head, section in sections.items():
             console.print(Text(head, "bold"))
             for line in section:

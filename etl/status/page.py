@@ -28,7 +28,7 @@ _INDENT = 17  # most syncs' names and two spaces; a longer name has a line of it
 def page(known: dict[str, Any], hours: float) -> str:
     """Return what `status()` returned as text; `hours` without an ok run make a sync overdue."""
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    with console.capture() as shown:
+    with report.capturing(console) as shown:
         heads = _line("sync", "status", "last run", "seconds", "rows read")
         console.print(Text(f"{heads}last {TREND} runs", "bold"))
         for sync in known["syncs"]:
