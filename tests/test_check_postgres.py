@@ -88,8 +88,26 @@ BROKEN = {
             "CREATE TYPE crm.kind AS ENUM ('regular', 'at_risk')",
             "ALTER TABLE crm.user_segments ALTER segment TYPE crm.kind USING segment::crm.kind",
         ],
+        {"Postgres tables": "fail"},
+        "compare the table with sql/postgres/schema.sql, and alter its column",
+    ),
+    "a type of the same kind": (
+        ["ALTER TABLE crm.user_segments ALTER total_searches TYPE integer"],
         {"Postgres tables": "warn"},
         "compare the table with sql/postgres/schema.sql, and alter its column",
+    ),
+    "no column": (
+        ["ALTER TABLE crm.user_segments DROP COLUMN total_searches"],
+        {"Postgres tables": "fail"},
+        "sql/postgres/schema.sql",
+    ),
+    "a generated column": (
+        [
+            "ALTER TABLE crm.user_segments DROP COLUMN total_conversions,"
+            " ADD COLUMN total_conversions bigint GENERATED ALWAYS AS (1) STORED"
+        ],
+        {"Postgres tables": "fail"},
+        "total_conversions",
     ),
     "a column that must be filled": (
         ["ALTER TABLE crm.user_segments ADD COLUMN owner text NOT NULL"],

@@ -202,6 +202,25 @@ _ODD = {
         "is",
         "compare the table with sql/postgres/schema.sql, and alter its column",
     ),
+    "other type": (
+        _TABLES,
+        FAIL,
+        "is",
+        "compare the table with sql/postgres/schema.sql, and alter its column",
+    ),
+    "absent": (
+        _TABLES,
+        FAIL,
+        "has no column",
+        "add what sql/postgres/schema.sql gives the table: `python -m etl.init_db` does not, where"
+        " the table was made with it",
+    ),
+    "generated": (
+        _TABLES,
+        FAIL,
+        "is generated, and a run writes it",
+        "ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION",
+    ),
     "collation": (
         _TABLES,
         WARN,

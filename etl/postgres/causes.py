@@ -144,11 +144,12 @@ _CAUSES = (
     ),
     Cause(
         r"3F000 |42P01 |42703 |42883 .*\b(?:etl|crm)\.\w+\(",
-        "; run `python -m etl.init_db` (make init-db) to bring the database up to date",
+        "; run `python -m etl.init_db` (make init-db) to bring the database up to date, or, where"
+        " that has nothing to do, compare the table with sql/postgres/schema.sql",
     ),
     Cause(r"42P10 ", "; the table lacks the key that sql/postgres/schema.sql gives it"),
     Cause(
-        r"42804 |42883 |42846 |42P22 |22P02 |22001 |22003 ",
+        r"42804 |42883 |42846 |42P22 |22P02 |22001 |22003 |428C9 ",
         "; compare the table with sql/postgres/schema.sql, and alter its column",
     ),
     Cause(r"22P05 ", "; use a database in UTF8 (SHOW server_encoding), or correct the mart"),

@@ -11,7 +11,7 @@ WITH asked AS (
 
 columns AS (
     SELECT a.name AS tab, c.attname::text AS name, c.atttypid, c.atttypmod, c.attnotnull,
-        c.attcollation,
+        c.attcollation, c.attgenerated,
         c.atthasdef OR c.attidentity <> '' OR c.attgenerated <> '' AS is_filled,
         a.columns ->> c.attname::text AS type
     FROM asked AS a
@@ -44,9 +44,25 @@ JOIN pg_catalog.pg_rewrite AS r ON r.ev_class = a.oid
 WHERE r.ev_type > '1' AND r.ev_enabled <> 'D'
 GROUP BY a.name
 UNION ALL
-SELECT 'type', tab || '.' || name, format_type(atttypid, atttypmod) || ' and not ' || type
+-- Between kinds of types, such as numbers and texts, nothing is compared.
+SELECT
+    CASE WHEN t.typcategory = o.typcategory THEN 'type' ELSE 'other type' END,
+    c.tab || '.' || c.name,
+    format_type(c.atttypid, c.atttypmod) || ' and not ' || c.type
+FROM columns AS c
+JOIN pg_catalog.pg_type AS t ON t.oid = c.atttypid
+JOIN pg_catalog.pg_type AS o ON o.oid = to_regtype(c.type)
+WHERE c.atttypid <> o.oid
+UNION ALL
+SELECT 'absent', a.name, string_agg(o.name, ', ' ORDER BY o.name)
+FROM asked AS a
+CROSS JOIN LATERAL jsonb_object_keys(a.columns) AS o (name)
+WHERE NOT EXISTS (SELECT FROM columns AS c WHERE c.tab = a.name AND c.name = o.name)
+GROUP BY a.name
+UNION ALL
+SELECT 'generated', tab || '.' || name, ''
 FROM columns
-WHERE type IS NOT NULL AND atttypid <> to_regtype(type)
+WHERE type IS NOT NULL AND attgenerated <> ''
 UNION ALL
 SELECT 'collation', c.tab || '.' || c.name, quote_ident(o.collname)
 FROM columns AS c
