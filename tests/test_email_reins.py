@@ -14,6 +14,7 @@ from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
 from etl import email_triggers, postgres
+from etl.errors import SyncError
 from etl.init_db import init_db
 from etl.plumbing import queries
 from etl.settings import Settings
@@ -272,6 +273,16 @@ def test_a_mail_that_the_clock_dates_into_the_future_uses_up_no_cap_but_that_day
     ask("record_sent_email", "bob", "win_back", NOW + 365 * DAY)
 
     assert [mail["user_id"] for mail in claim(ask)] == ["ann"]
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "12000-01-01"])
+def test_a_moment_at_which_no_mail_can_have_been_sent_is_not_recorded(
+    moment: str, environment: object, ask: Ask, select: Select
+) -> None:
+    with pytest.raises(SyncError, match="record_sent_email raised an error"):
+        ask("record_sent_email", "bob", "win_back", moment)
+
+    assert select("SELECT FROM crm.email_queue") == []
 
 
 def test_a_mail_that_was_not_sent_gives_its_place_back(mart: Mart, ask: Ask) -> None:

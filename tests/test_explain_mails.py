@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from destinations import execute
 from fixture_types import Mart
 from mails import DAY, HOUR, NOW, audience, user
 
-from etl import email_triggers, postgres
+from etl import email_triggers, postgres, user_segments
 from etl.explain import explain, page, words
+from etl.mail import rules
 from etl.postgres import Connection
 
 # Of each user the outcome of a run, and words of the page.
@@ -98,6 +100,44 @@ def test_what_is_held_back_says_by_which_mail_and_until_when(people: None) -> No
     assert mailed["until"] - mailed["by"]["at"] == DAY
     assert (busy["by"]["template"], busy["by"]["status"]) == ("loyalty", "processing")
     assert (busy["until"], greeted["until"]) == (None, None)
+
+
+def test_where_cooldown_and_gap_hold_a_mail_back_the_later_end_is_told(
+    people: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMAIL_MIN_GAP_HOURS", str(40 * 24))
+
+    (cooled,) = explain("cooled")["mails"]["next_run"]["decisions"]
+    (greeted,) = explain("greeted")["mails"]["next_run"]["decisions"]
+
+    assert cooled["outcome"] == greeted["outcome"] == "held back: cooldown"
+    assert cooled["until"] - cooled["by"]["at"] == 40 * DAY
+    assert greeted["until"] is None
+
+
+def test_a_mail_of_a_mart_without_visits_never_expires(
+    mart: Mart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = [replace(rule, max_age=3_650 * DAY) for rule in rules.RULES]
+    monkeypatch.setattr(rules, "RULES", tuple(longest))
+    mart(segments("('a', 'at_risk', 1, 0, 0)"))
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+    email_triggers.sync(force=True)
+
+    told = explain("a")
+
+    assert _outcome(told) == "waiting"
+    assert "expires" not in page.page(told)
+
+
+def test_moments_of_an_altered_table_are_told_as_far_as_it_has_them(people: None) -> None:
+    user_segments.sync(force=True)
+    execute(
+        "ALTER TABLE crm.user_segments ALTER synced_at TYPE timestamp,"
+        " ALTER segment_changed_at TYPE date"
+    )
+
+    assert "CRM: what sales and support see" in page.page(explain("waits"))
 
 
 def test_visits_are_as_old_as_they_were_when_the_mart_was_built(mart: Mart) -> None:

@@ -155,7 +155,7 @@ def _mail(mail: Told, now: dt.datetime) -> Lines:
     yield f"    for the visit {when(mail['episode_at'], now)}"
     if status == "pending":
         yield f"    a claim now {words.claim(mail, now)}"
-    if status == "pending" and mail["expires_at"] and mail["expires_at"].year < 9999:
+    if status == "pending" and mail["expires_at"]:
         yield f"    expires {when(mail['expires_at'], now)}"
 
 

@@ -13,7 +13,8 @@ SELECT
     q.claimed_at,
     q.sent_at,
     nullif(q.not_before, 'epoch') AS not_before,
-    q.expires_at,
+    -- Null: never. The one occasion of a mart without visits is of the year 9999.
+    CASE WHEN q.expires_at < '9999-01-01' THEN q.expires_at END AS expires_at,
     w.reason AS rests,
     w.until AS rests_until,
     t.daily_cap,

@@ -523,9 +523,16 @@ DO $do$
 BEGIN
     CREATE OR REPLACE FUNCTION crm.record_sent_email(who text, kind text, at timestamptz)
     RETURNS SETOF bigint
-    LANGUAGE sql VOLATILE SECURITY DEFINER
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS $$
+    BEGIN
+        -- Neither infinity, nor a year from which cooldown and gap (ten years at most) lead past 9999.
+        IF at < '0001-01-01 00:00:00+00' OR at >= '9980-01-01 00:00:00+00' THEN
+            RAISE 'a mail cannot have been sent at %; give the moment when it was', at
+                USING ERRCODE = 'datetime_field_overflow';
+        END IF;
+        RETURN QUERY
         INSERT INTO crm.email_queue AS q (
             user_id, template, episode_at, priority, payload, status, reason, created_at, sent_at
         )
@@ -538,7 +545,8 @@ BEGIN
             sent_at = excluded.sent_at,
             updated_at = clock_timestamp()
         WHERE q.status IN ('pending', 'failed', 'cancelled')
-        RETURNING id
+        RETURNING q.id;
+    END
     $$;
     REVOKE ALL ON FUNCTION crm.record_sent_email FROM public;
 END

@@ -177,10 +177,10 @@ SELECT
         WHEN ended_status = 'cancelled' THEN 'held out'
         ELSE ended_status
     END AS outcome,
+    -- The longer of the two; null: for ever.
     CASE
-        WHEN NOT is_candidate THEN NULL
-        WHEN blocked_by = 'cooldown' THEN rests_until
-        WHEN blocked_by = 'gap' THEN gap_until
+        WHEN NOT is_candidate OR (blocked_by = 'cooldown' AND rests_until IS NULL) THEN NULL
+        WHEN blocked_by IN ('cooldown', 'gap') THEN greatest(rests_until, gap_until)
     END AS until,
     CASE WHEN is_queued THEN ended_id END AS revived_id,
     -- The waiting mail, and why it is to be cancelled.
