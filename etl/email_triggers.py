@@ -89,7 +89,7 @@ def load(run: Run) -> None:
     rules.check(EmailCandidate.columns().keys() - {"user_id", "built_at"})
     oldest = run.job.started_at - _EXPECTED_AGE
     decisions.prepare(run.session, run.settings, oldest, shard=run.job.shard)
-    templates.keep_history(run)
+    templates.check_names(run)
     # In order where many mails are inserted, or users are listed.
     ordered = run.is_new("crm.email_queue") or run.options.decisions is not None
     reading = run.start_reading(decisions.read_mails, "mails")  # while the mart is read
@@ -101,14 +101,15 @@ def load(run: Run) -> None:
 
     mart = run.read(EmailCandidate, reshape, ordered=ordered)
     mails = reading.result()
+    missing = visits.missing(run)
+    visits.tell_guards(run, missing)
     if run.as_of < oldest:  # --force, or a guard that allows it
         decisions.prepare(run.session, run.settings, run.as_of, shard=run.job.shard)
         mails = run.start_reading(decisions.read_mails, "mails").result()
-    missing = visits.missing(run)
-    visits.tell_guards(run, missing)
-    templates.update(run.session, run.settings)
     decided = merge(run, partial(triggers, run.as_of, missing), mart, mails)
     warnings.look(run, users, missing, decided.cancelled())
+    templates.keep_history(run)
+    templates.update(run.session, run.settings)
     if run.options.dry_run:
         run.tally.add_outcomes(decided.outcomes())
 

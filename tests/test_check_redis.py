@@ -227,6 +227,27 @@ def test_keys_that_are_there_need_no_room_again(environment: Path, others: Other
         assert states(check()) == {}
 
 
+def test_what_a_run_that_was_stopped_has_left_to_write_needs_room(
+    environment: Path, others: Others
+) -> None:
+    sample.build(environment, 10_000)
+    with (
+        others.server(program="redis-server") as port,
+        redis.Redis(port=port) as client,
+    ):
+
+        def let_have(more: int) -> None:
+            client.config_set("maxmemory", int(client.info("memory")["used_memory"] + more))
+
+        let_have(500_000)
+        with pytest.raises(SyncError, match="stopped with"):
+            recommendations.sync()
+        let_have(300_000)
+
+        assert "0.0 MB of them new" not in _found("Redis memory")
+        assert states(check()) == {"Redis memory": "fail"}
+
+
 @pytest.mark.slow
 def test_what_keys_need_is_about_what_a_server_takes_for_them(
     environment: Path, others: Others

@@ -15,10 +15,21 @@ from destinations import execute, in_shards
 from fixture_types import Mart, Select
 from mails import DAY, HOUR, NOW, audience, counts, queue, user
 
-from etl import email_triggers
+from etl import email_triggers, postgres
 from etl.errors import Refused, UsageError
-from etl.mail import rules
+from etl.explain import explain
+from etl.mail import rules, warnings
 from etl.mail.rules import RULES
+from etl.settings import Settings
+
+
+def ask(name: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Run a statement of a worker that waits for no lock longer than a second, and commit."""
+    with postgres.session(Settings.from_environment(), "worker") as connection:
+        postgres.execute(connection, "SET LOCAL lock_timeout = '1s'")
+        rows = postgres.query(connection, name, *parameters)
+        connection.commit()
+    return rows
 
 
 @pytest.fixture
@@ -175,6 +186,81 @@ def test_who_unsubscribed_from_a_template_has_done_so_under_its_new_name(
     ]
     execute("INSERT INTO crm.email_suppressions (user_id, template) VALUES ('bob', 'win_back')")
     assert counts(email_triggers.sync()) == {"unchanged": 1, "suppressed": 1, "cancelled": 1}
+
+
+def test_shards_side_by_side_give_their_own_mails_the_new_name_and_mail_nobody_again(
+    mart: Mart, select: Select, win_back: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(audience(*(user(f"u{n}", "at_risk") for n in range(40))))
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent', sent_at = now() - INTERVAL '3 days'")
+    win_back(template="win_back_v2", renamed_from="win_back")
+    results = []
+    look = warnings.look
+
+    def let_the_other_go_first(run: Any, *told: Any) -> None:
+        look(run, *told)
+        if run.job.shard == (0, 2):
+            results.append(email_triggers.sync(shard=(1, 2)))
+
+    monkeypatch.setattr(warnings, "look", let_the_other_go_first)
+    results.append(email_triggers.sync(shard=(0, 2)))
+
+    assert [counts(result) for result in results] == [{"unchanged": 18}, {"unchanged": 22}]
+    assert [mail.partition(" ")[2] for mail in queue(select)] == ["win_back_v2 sent"] * 40
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry", "wet"])
+def test_a_worker_does_not_wait_for_a_run_that_renames_its_mail(
+    dry_run: bool, mart: Mart, select: Select, win_back: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    (mail,) = ask("claim_emails", 1, "worker")
+    win_back(template="win_back_v2", renamed_from="win_back")
+    look, done = warnings.look, []
+
+    def report(*told: Any) -> None:
+        look(*told)
+        done.extend(ask("complete_email", mail["id"], "worker", mail["claimed_at"], True, None))
+
+    monkeypatch.setattr(warnings, "look", report)
+    email_triggers.sync(dry_run=dry_run)
+
+    assert [row["status"] for row in done] == ["sent"]
+    assert queue(select) == [f"ann win_back{'' if dry_run else '_v2'} sent"]
+
+
+def test_explain_knows_a_template_by_its_former_name(mart: Mart, win_back: Any) -> None:
+    mart(audience(user("ann", "at_risk"), user("bob", "at_risk")))
+    execute("INSERT INTO crm.email_suppressions (user_id, template) VALUES ('bob', 'win_back')")
+    email_triggers.sync()
+    execute("UPDATE crm.email_queue SET status = 'sent', sent_at = now() - INTERVAL '3 days'")
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+
+    told = [explain(name)["mails"]["next_run"]["decisions"][0] for name in ("ann", "bob")]
+    assert [(one["template"], one["outcome"]) for one in told] == [
+        ("win_back_v2", "sent"),
+        ("win_back_v2", "suppressed"),
+    ]
+
+
+def test_two_mails_of_one_visit_under_both_names_are_decided_upon_once(
+    mart: Mart, select: Select, win_back: Any
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    execute(
+        "UPDATE crm.email_queue SET status = 'sent', sent_at = now() - INTERVAL '40 days'",
+        "INSERT INTO crm.email_queue (user_id, template, episode_at, priority, payload, status)"
+        " SELECT user_id, 'win_back_v2', episode_at, 3, '{}', 'cancelled' FROM crm.email_queue",
+    )
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+
+    assert counts(email_triggers.sync()) == {"updated": 1}
+    assert queue(select) == ["ann win_back sent", "ann win_back_v2 pending"]
 
 
 def test_a_retired_template_does_not_count(

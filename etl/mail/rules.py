@@ -30,6 +30,11 @@ class Rule:
     payload: tuple[str, ...]  # what the mail may say
     renamed_from: str | None = None  # the template's former name: its history goes on
 
+    @property
+    def names(self) -> list[str]:
+        """Under which names mails of it are in the queue."""
+        return [self.template, *([self.renamed_from] if self.renamed_from else [])]
+
 
 _BASE = ("segment", "last_seen_at", "platform", "country")
 _FULL = (*_BASE, "total_searches", "total_conversions", "lifetime_value")

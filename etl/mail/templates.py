@@ -35,17 +35,26 @@ def update(connection: Connection, settings: Settings) -> list[str]:
 def keep_history(run: Run) -> None:
     """Give what is of a former template its new name; `decisions.prepare` told the rules before.
 
-    Raises:
-        Refused: a template seems to be renamed and no rule says so, hence everybody would be
-            mailed again for the same visit.
+    Decisions take the one for the other already, hence this comes last, because workers must not
+    wait: mails that they hold are locked for as long as the commit takes.
     """
-    if any(rule.renamed_from for rule in rules.RULES):
-        postgres.execute(run.session, queries.load("postgres", "email_rename"))
+    if run.options.dry_run or not any(rule.renamed_from for rule in rules.RULES):
+        return
+    for is_held in (False, True):
+        postgres.execute(run.session, queries.load("postgres", "email_rename"), is_held)
+    if run.job.shard[0] == 0:  # for all of them, which would wait for each other
         postgres.query(run.session, "email_rename_unsubscribed")
+
+
+def check_names(run: Run) -> None:
+    """See that no template was renamed without a word in the rules.
+
+    Raises:
+        Refused: one seems to be, hence everybody would be mailed again for the same visit.
+    """
     if run.options.force:
         return
-    named = {*rules.templates().values(), *rules.RETIRED}
-    named |= {rule.renamed_from for rule in rules.RULES if rule.renamed_from}
+    named = {name for rule in rules.RULES for name in rule.names} | rules.RETIRED
     former = [
         row["template"]
         for row in postgres.query(run.session, "email_templates_used")

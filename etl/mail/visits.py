@@ -40,7 +40,7 @@ def tell_guards(run: Run, missing: Sequence[str]) -> None:
     """Give the guards what speaks against a mart that never had these visit columns."""
     if not missing:
         return
-    templates = [rule.template for rule in rules.RULES if rule.episode in missing]
+    templates = [name for rule in rules.RULES if rule.episode in missing for name in rule.names]
     told = NO_EPISODE_DATE, orjson.dumps(templates).decode()
     (queue,) = postgres.query(run.session, "email_visits", *told)
     # A run without a visit column warns of it: one that did not warn had the column.

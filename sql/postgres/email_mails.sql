@@ -1,13 +1,17 @@
 -- What the queue holds that decisions go by (sql/warehouse/email_decisions.sql), said before by
 -- email_settings.sql. Mails that ended are left out once no rule looks at them any more: their visit
--- is too old to come again, and cooldown and gap are over.
+-- is too old to come again, and cooldown and gap are over. A mail of a former template comes under its
+-- new name, which email_rename.sql gives it at the end of the run.
 WITH rules AS MATERIALIZED (
     SELECT
-        template,
-        make_interval(secs => max_age) AS max_age,
-        make_interval(secs => cooldown) AS cooldown
+        named.name,
+        told.template,
+        make_interval(secs => told.max_age) AS max_age,
+        make_interval(secs => told.cooldown) AS cooldown
     FROM jsonb_to_recordset(current_setting('searchflow.rules')::jsonb)
-        AS told (template text, max_age float8, cooldown float8)
+        AS told (template text, renamed_from text, max_age float8, cooldown float8)
+    CROSS JOIN LATERAL (VALUES (told.template), (told.renamed_from)) AS named (name)
+    WHERE named.name IS NOT NULL
 ),
 
 settings AS MATERIALIZED (
@@ -32,7 +36,16 @@ queue AS (
 
 mails AS (
     SELECT
-        q.*,
+        q.id,
+        q.user_id,
+        coalesce(r.template, q.template) AS template,
+        q.episode_at,
+        q.status,
+        q.reason,
+        q.priority,
+        q.payload,
+        q.attempts,
+        q.expires_at,
         r.template IS NOT NULL AS is_ours,
         r.max_age,
         r.cooldown,
@@ -42,7 +55,21 @@ mails AS (
         coalesce(q.sent_at, q.created_at) AS mailed_at
     FROM queue AS q
     CROSS JOIN settings AS s
-    LEFT JOIN rules AS r ON r.template = q.template
+    LEFT JOIN rules AS r
+        ON
+            r.name = q.template
+            AND (
+                r.name = r.template
+                -- Two mails of one visit keep their names.
+                OR NOT EXISTS (
+                    SELECT
+                    FROM crm.email_queue AS n
+                    WHERE
+                        n.user_id = q.user_id
+                        AND n.template = r.template
+                        AND n.episode_at = q.episode_at
+                )
+            )
 ),
 
 timed AS (

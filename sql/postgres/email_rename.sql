@@ -1,5 +1,6 @@
--- Give the mails of a former template its new name; one that a worker is changing just now follows at
--- the next run. The rules were told before, by email_settings.sql.
+-- Give this shard's mails of a former template its new name: if $1 those that a worker has, else all
+-- others; one that a worker is changing just now follows at the next run. The rules and the shard were
+-- told before, by email_settings.sql.
 UPDATE crm.email_queue AS q
 SET template = f.template
 FROM (
@@ -9,7 +10,13 @@ FROM (
         AS r (template text, renamed_from text)
         ON r.renamed_from = o.template
     WHERE
-        NOT EXISTS (
+        (o.status = 'processing') = $1::boolean
+        AND (
+            current_setting('searchflow.shards')::int = 1
+            OR etl.shard_of(o.user_id, current_setting('searchflow.shards')::int)
+            = current_setting('searchflow.shard')::int
+        )
+        AND NOT EXISTS (
             SELECT
             FROM crm.email_queue AS n
             WHERE

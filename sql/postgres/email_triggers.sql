@@ -155,9 +155,9 @@ SELECT
         WHERE
             status = 'pending'
             AND template IN (
-                SELECT told.template
+                SELECT unnest(ARRAY[told.template, told.renamed_from])
                 FROM jsonb_to_recordset(current_setting('searchflow.rules')::jsonb)
-                    AS told (template text)
+                    AS told (template text, renamed_from text)
             )
     ) ELSE 0 END AS pending,
     CASE WHEN inserted + revived > 0 THEN (
