@@ -101,6 +101,11 @@ BROKEN = {
         {"Postgres tables": "fail"},
         "sql/postgres/schema.sql",
     ),
+    "no key": (
+        ["ALTER TABLE crm.user_segments DROP CONSTRAINT user_segments_pkey"],
+        {"Postgres tables": "fail"},
+        "sql/postgres/schema.sql",
+    ),
     "a generated column": (
         [
             "ALTER TABLE crm.user_segments DROP COLUMN total_conversions,"

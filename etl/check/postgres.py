@@ -215,6 +215,12 @@ _ODD = {
         "add what sql/postgres/schema.sql gives the table: `python -m etl.init_db` does not, where"
         " the table was made with it",
     ),
+    "key": (
+        _TABLES,
+        FAIL,
+        "has no unique index of the columns",
+        "give it the key that sql/postgres/schema.sql has",
+    ),
     "generated": (
         _TABLES,
         FAIL,

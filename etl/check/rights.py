@@ -20,6 +20,8 @@ _COLUMN = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+_KEY = re.compile(r"^    (?:CONSTRAINT \w+ )?(?:PRIMARY KEY|UNIQUE) \(([^)]*)\)", re.MULTILINE)
+
 
 def needed() -> list[dict[str, Any]]:
     """Return the rights of searchflow_etl as dicts: kind, name, privilege, columns (None: all)."""
@@ -61,12 +63,13 @@ def _targets(text: str) -> list[dict[str, str]]:
 
 
 def tables() -> list[dict[str, Any]]:
-    """Return the tables that the syncs use: name, types of the columns, names of the checks."""
+    """Return the tables that the syncs use: name, types of the columns, keys, names of checks."""
     used = {right["name"] for right in needed() if right["kind"] == "table"}
     return [
         {
             "name": name,
             "columns": {column: type_ for column, type_, _ in _COLUMN.findall(body)},
+            "keys": _keys(body),
             "checks": [
                 *re.findall(r"CONSTRAINT (\w+)", body),
                 *(
@@ -79,3 +82,13 @@ def tables() -> list[dict[str, Any]]:
         for name, body in _TABLE.findall(queries.load("postgres", "schema"))
         if name in used
     ]
+
+
+def _keys(body: str) -> list[list[str]]:
+    """Return the columns of each key of a table, less keys that Postgres counts itself."""
+    inline = [[name] for name, _, rest in _COLUMN.findall(body) if _is_key(rest)]
+    return [*inline, *(names.split(", ") for names in _KEY.findall(body))]
+
+
+def _is_key(rest: str) -> bool:
+    return "PRIMARY KEY" in rest.partition(",")[0] and "IDENTITY" not in rest

@@ -1,9 +1,10 @@
--- What is odd of the tables $1, a JSON list of {name, columns: {name: type}, checks: [names]}: a policy
+-- What is odd of the tables $1, a JSON list of {name, columns: {name: type}, keys: [[names]],
+-- checks: [names]}: a policy
 -- that hides rows from this role, what runs when a row is written, columns of other types, columns
 -- and rules that are not ours. `kind` says which of these a row tells.
 WITH asked AS (
-    SELECT t.oid, a.name, a.columns, a.checks
-    FROM jsonb_to_recordset($1::jsonb) AS a (name text, columns jsonb, checks jsonb)
+    SELECT t.oid, a.name, a.columns, a.keys, a.checks
+    FROM jsonb_to_recordset($1::jsonb) AS a (name text, columns jsonb, keys jsonb, checks jsonb)
     JOIN pg_catalog.pg_namespace AS n ON n.nspname = split_part(a.name, '.', 1)
     JOIN pg_catalog.pg_class AS t
         ON t.relnamespace = n.oid AND t.relname = split_part(a.name, '.', 2)
@@ -58,6 +59,28 @@ SELECT 'absent', a.name, string_agg(o.name, ', ' ORDER BY o.name)
 FROM asked AS a
 CROSS JOIN LATERAL jsonb_object_keys(a.columns) AS o (name)
 WHERE NOT EXISTS (SELECT FROM columns AS c WHERE c.tab = a.name AND c.name = o.name)
+GROUP BY a.name
+UNION ALL
+SELECT 'key', a.name, string_agg(k.columns::text, ', ')
+FROM asked AS a
+CROSS JOIN LATERAL jsonb_array_elements(a.keys) AS k (columns)
+WHERE
+    NOT EXISTS (
+        SELECT
+        FROM pg_catalog.pg_index AS i
+        CROSS JOIN LATERAL (
+            SELECT jsonb_agg(c.attname) AS columns
+            FROM pg_catalog.pg_attribute AS c
+            WHERE c.attrelid = a.oid AND c.attnum = ANY(i.indkey[0:i.indnkeyatts - 1])
+        ) AS x
+        WHERE
+            i.indrelid = a.oid
+            AND i.indisunique
+            AND i.indisvalid
+            AND i.indpred IS NULL
+            AND x.columns @> k.columns
+            AND x.columns <@ k.columns
+    )
 GROUP BY a.name
 UNION ALL
 SELECT 'generated', tab || '.' || name, ''
