@@ -5,8 +5,11 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
-from conftest import command, process, results, segments
+from conftest import ROOT, command, process, results, segments
 from destinations import execute, stuck
 from fixture_types import Mart, Select
 from pace import HANG, within
@@ -96,6 +99,22 @@ def test_a_failure_is_told_with_its_line_its_host_its_run_and_the_next_command(
 
 
 @pytest.mark.slow
+def test_a_failure_is_told_also_where_stdout_takes_nothing(mart: Mart, inbox: Inbox) -> None:
+    mart(segments(BAD))
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "etl.user_segments"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=full,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+
+    assert ended.returncode == 1
+    assert len(inbox.messages) == 1
+
+
 def test_what_fails_every_hour_is_told_once_and_after_a_day_again_and_so_is_its_end(
     mart: Mart, inbox: Inbox
 ) -> None:

@@ -181,6 +181,8 @@ def _odd_finding(kind: str, name: str, what: str, settings: Settings) -> Finding
     return Finding(place, state, f"{name} {said} {what}".rstrip(), advice)
 
 
+_ALTER = "compare the table with sql/postgres/schema.sql, and alter its column"
+
 # By the kind that check_tables.sql tells: where it is shown, whether it stops a run, what to do.
 _ODD = {
     "rule": (_TRIGGERS, FAIL, "cannot be written by a run: rule", "mend it or disable it"),
@@ -196,18 +198,8 @@ _ODD = {
         "has trigger",
         "it is part of each run: what it raises ends that, and its time adds to it",
     ),
-    "type": (
-        _TABLES,
-        WARN,
-        "is",
-        "compare the table with sql/postgres/schema.sql, and alter its column",
-    ),
-    "other type": (
-        _TABLES,
-        FAIL,
-        "is",
-        "compare the table with sql/postgres/schema.sql, and alter its column",
-    ),
+    "type": (_TABLES, WARN, "is", _ALTER),
+    "other type": (_TABLES, FAIL, "is", _ALTER),
     "absent": (
         _TABLES,
         FAIL,

@@ -57,13 +57,24 @@ def _run(wanted: Flags) -> int:
             add(stop.result, stop.exit_code)
         raise
     finally:
-        if results and not wanted.json:
-            report.show(results, as_json=False, reasons=log_style == "json")
+        unwritten = _show(results, wanted, log_style)
         if log_style == "text":
             report.print_reasons(results)
     signals.ignore_all()  # what is done is done; a message takes a moment
     alerts.send(results)
+    if unwritten:
+        raise unwritten
     return next((code for code in (1, 2, 3) if code in codes), 0)
+
+
+def _show(results: list[SyncResult], wanted: Flags, log_style: str) -> SyncError | None:
+    """Print a page of what was done; what stdout does not take is told after the alerts."""
+    try:
+        if results and not wanted.json:
+            report.show(results, as_json=False, reasons=log_style == "json")
+    except SyncError as error:
+        return error
+    return None
 
 
 def _run_one(name: str, wanted: Flags, before: list[SyncResult]) -> tuple[SyncResult, int]:

@@ -103,11 +103,7 @@ def write(text: str) -> None:
 
 @contextmanager
 def capturing(console: Console) -> Iterator[Capture]:
-    """Hand out what the console prints as text; its end writes to stdout, if only nothing.
-
-    Raises:
-        SyncError: stdout cannot be written to.
-    """
+    """Capture what the console prints, which writes to stdout, if only nothing: see `write`."""
     with _telling_of_stdout(), console.capture() as shown:
         yield shown
 

@@ -88,9 +88,10 @@ class Validator:
             unique: whether no two rows are known to have the same key.
         """
         self.rows = 0
-        # The newest of the rows that have all they need, also of rejected ones: shards cannot tell
-        # which rows of the others are accepted, and a whole run must not see another build time.
-        self.built_at: dt.datetime | None = None
+        self.built_at: dt.datetime | None = None  # the newest of the accepted rows
+        # Also of rejected ones that have all they need: shards cannot tell which rows of the others
+        # are accepted, and a whole run must not judge by another time than they do.
+        self.as_of: dt.datetime | None = None
         self._dated = [pl.col("built_at") <= now + SKEW]
         self._dated += [
             pl.col(name).is_not_null()
@@ -127,8 +128,8 @@ class Validator:
             good, failure = schema.filter(frame)
             good = good.select(columns)
             self._set_aside(failure, uncastable)
-        newest = cast("dt.datetime | None", dated["built_at"].max())
-        self.built_at = max(filter(None, (self.built_at, newest)), default=None)
+        self.built_at = _newest(self.built_at, good)
+        self.as_of = _newest(self.as_of, dated)
         return good
 
     def rejects(self) -> Rejects:
@@ -155,6 +156,11 @@ class Validator:
             "row": [_as_json(row) for row in rows],
         }
         return pl.DataFrame(columns, schema=_ROW)
+
+
+def _newest(before: dt.datetime | None, rows: pl.DataFrame) -> dt.datetime | None:
+    newest = cast("dt.datetime | None", rows["built_at"].max())
+    return max(filter(None, (before, newest)), default=None)
 
 
 def _schema_for(

@@ -65,4 +65,4 @@ class Facts:
     @property
     def as_of(self) -> dt.datetime:
         """When the mart was built, by its rows; when they do not say so, now."""
-        return self.tally.metrics.built_at or self.job.started_at
+        return self.mart.as_of or self.job.started_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,14 +30,17 @@ class MartReading:
     source: warehouse.Source  # the query's tables and columns
     rows: int  # that were read
     whole: warehouse.Stats  # of the mart with all its shards
+    as_of: dt.datetime | None  # when it was built, alike in a whole run and in shards
 
     @classmethod
     def of(
         cls, mart: warehouse.Mart, check: Validator, accepted: Spool, rejected: Spool
     ) -> MartReading:
         """Return what is known after the last frame."""
+        # Of the other shards nobody knows which rows will be accepted.
         whole = mart.stats or warehouse.Stats(check.rows, check.built_at)
-        return cls(accepted, rejected, check.rejects(), mart.source, check.rows, whole)
+        as_of = mart.stats.built_at if mart.stats else check.as_of
+        return cls(accepted, rejected, check.rejects(), mart.source, check.rows, whole, as_of)
 
 
 def read_mart(
