@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 
 from etl import init_db, postgres
-from etl.check import rights
+from etl.check import rights, tables
 from etl.check.findings import FAIL, OK, WARN, Finding, failed, has_failed, skipped
+from etl.check.tables import TABLES, TRIGGERS
 from etl.errors import SyncError
 from etl.mail import rules
 from etl.plumbing.counted import counted
@@ -22,14 +23,7 @@ from etl.run import ledger
 from etl.settings import Settings
 from etl.syncs import SYNCS
 
-_SERVER, _TABLES, _RIGHTS, _TRIGGERS, _RUNS, _MAILS = (
-    "Postgres",
-    "Postgres tables",
-    "Postgres rights",
-    "Postgres triggers",
-    "runs",
-    "mail queue",
-)
+_SERVER, _RIGHTS, _RUNS, _MAILS = "Postgres", "Postgres rights", "runs", "mail queue"
 
 # Of each transaction that looks: Postgres itself sees to it that nothing is written.
 READ_ONLY = "SET TRANSACTION READ ONLY"
@@ -52,12 +46,12 @@ def look(settings: Settings, stack: ExitStack) -> tuple[Connection | None, list[
         connection = stack.enter_context(postgres.session(settings, "etl.check"))
         (server,) = postgres.query(connection, "check_server")
     except SyncError as error:
-        later = skipped(_SERVER, _TABLES, _RIGHTS, _TRIGGERS, _RUNS, _MAILS)
+        later = skipped(_SERVER, TABLES, _RIGHTS, TRIGGERS, _RUNS, _MAILS)
         return None, [failed(_SERVER, error), *later]
     findings = [_server(server, settings)]
-    findings += _attempt(_TABLES, connection, settings, _tables)
+    findings += _attempt(TABLES, connection, settings, _tables)
     findings += _attempt(_RIGHTS, connection, settings, _rights)
-    findings += _attempt(_TRIGGERS, connection, settings, _odd)
+    findings += _attempt(TRIGGERS, connection, settings, tables.look)
     if has_failed(findings):
         because = next(one.name for one in findings if one.state == FAIL)
         return None, [*findings, *skipped(because, _RUNS, _MAILS)]
@@ -114,15 +108,15 @@ def _tables(connection: Connection, settings: Settings) -> Iterable[Finding]:
     try:
         trust.check(connection, settings)
     except SyncError as error:
-        found.append(failed(_TABLES, error))
+        found.append(failed(TABLES, error))
     due = init_db.due_statements(connection)
     if absent := [words for name, ddl in due.items() if (words := _absent(name, ddl, due))]:
-        first = failed(_TABLES, postgres.foreseen(settings, "42P01", absent[0]))
+        first = failed(TABLES, postgres.foreseen(settings, "42P01", absent[0]))
         found.append(replace(first, found=", ".join([first.found, *absent[1:]])))
     elif due:
         advice = "run `python -m etl.init_db` (make init-db)"
-        found.append(Finding(_TABLES, WARN, f"not up to date, without {', '.join(due)}", advice))
-    return found or [Finding(_TABLES, OK, "up to date, of trusted owners, without children")]
+        found.append(Finding(TABLES, WARN, f"not up to date, without {', '.join(due)}", advice))
+    return found or [Finding(TABLES, OK, "up to date, of trusted owners, without children")]
 
 
 def _absent(name: str, ddl: str, due: Collection[str]) -> str:
@@ -161,83 +155,6 @@ def _denied(lacking: dict[str, Any], settings: Settings) -> str:
         database = settings.postgres_db
         return f'permission denied to create temporary tables in database "{database}"'
     return f"permission denied for {kind} {name}"
-
-
-def _odd(connection: Connection, settings: Settings) -> Iterable[Finding]:
-    """What makes the tables others than those of schema.sql."""
-    found = postgres.query(connection, "check_tables", orjson.dumps(rights.tables()).decode())
-    for one in found:
-        yield _odd_finding(one["kind"], one["name"], one["what"], settings)
-    if not found:
-        yield Finding(_TRIGGERS, OK, "no triggers, rules, policies or columns of other types")
-
-
-def _odd_finding(kind: str, name: str, what: str, settings: Settings) -> Finding:
-    if kind == "policy":
-        table = name.rpartition(".")[2]
-        words = f'query would be affected by row-level security policy for table "{table}"'
-        return failed("Postgres row security", postgres.foreseen(settings, "42501", words))
-    place, state, said, advice = _ODD[kind]
-    return Finding(place, state, f"{name} {said} {what}".rstrip(), advice)
-
-
-_ALTER = "compare the table with sql/postgres/schema.sql, and alter its column"
-
-# By the kind that check_tables.sql tells: where it is shown, whether it stops a run, what to do.
-_ODD = {
-    "rule": (_TRIGGERS, FAIL, "cannot be written by a run: rule", "mend it or disable it"),
-    "dropper": (
-        _TRIGGERS,
-        WARN,
-        "may lose rows, which ends a run, by trigger",
-        "see that it drops none; mend it or disable it",
-    ),
-    "trigger": (
-        _TRIGGERS,
-        WARN,
-        "has trigger",
-        "it is part of each run: what it raises ends that, and its time adds to it",
-    ),
-    "type": (_TABLES, WARN, "is", _ALTER),
-    "other type": (_TABLES, FAIL, "is", _ALTER),
-    "absent": (
-        _TABLES,
-        FAIL,
-        "has no column",
-        "add what sql/postgres/schema.sql gives the table: `python -m etl.init_db` does not, where"
-        " the table was made with it",
-    ),
-    "key": (
-        _TABLES,
-        FAIL,
-        "has no unique index of the columns",
-        "give it the key that sql/postgres/schema.sql has",
-    ),
-    "generated": (
-        _TABLES,
-        FAIL,
-        "is generated, and a run writes it",
-        "ALTER TABLE ... ALTER COLUMN ... DROP EXPRESSION",
-    ),
-    "collation": (
-        _TABLES,
-        WARN,
-        "takes different texts for the same by its collation",
-        'let it have that of sql/postgres/schema.sql, or COLLATE "C"',
-    ),
-    "not null": (
-        _TABLES,
-        FAIL,
-        "is NOT NULL, and no run has a value for it",
-        "give it a DEFAULT, or drop NOT NULL",
-    ),
-    "constraint": (
-        _TABLES,
-        WARN,
-        "has a constraint that is not of schema.sql:",
-        "a row of the mart that breaks it ends a run: see that none does",
-    ),
-}
 
 
 def _runs(connection: Connection, _: Settings) -> Iterable[Finding]:
