@@ -231,6 +231,47 @@ def test_a_worker_does_not_wait_for_a_run_that_renames_its_mail(
     assert queue(select) == [f"ann win_back{'' if dry_run else '_v2'} sent"]
 
 
+def test_a_mail_that_a_worker_holds_gets_the_new_name_too(
+    mart: Mart, select: Select, win_back: Any
+) -> None:
+    mart(audience(user("ann", "at_risk"), user("bob", "at_risk")))
+    email_triggers.sync()
+    ask("claim_emails", 1, "worker")
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+    email_triggers.sync()
+
+    names = "SELECT template, status FROM crm.email_queue ORDER BY status"
+    assert [(row["template"], row["status"]) for row in select(names)] == [
+        ("win_back_v2", "pending"),
+        ("win_back_v2", "processing"),
+    ]
+
+
+def test_waiting_mails_of_the_former_name_count_for_the_guard(mart: Mart, win_back: Any) -> None:
+    mart(audience(*(user(f"u{n}", "at_risk") for n in range(300))))
+    email_triggers.sync()
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+    mart(audience(*(user(f"u{n}", "at_risk" if n < 180 else "regular") for n in range(300))))
+
+    assert counts(email_triggers.sync()) == {"unchanged": 180, "cancelled": 120}
+
+
+def test_visits_of_mails_of_the_former_name_speak_against_a_mart_without(
+    mart: Mart, win_back: Any
+) -> None:
+    mart(audience(user("ann", "at_risk")))
+    email_triggers.sync()
+    execute("DELETE FROM etl.sync_runs")
+
+    win_back(template="win_back_v2", renamed_from="win_back")
+    mart("ALTER TABLE mart_user_segments DROP COLUMN last_seen_at")
+
+    with pytest.raises(Refused, match="1 mail of the queue has a visit"):
+        email_triggers.sync()
+
+
 def test_explain_knows_a_template_by_its_former_name(mart: Mart, win_back: Any) -> None:
     mart(audience(user("ann", "at_risk"), user("bob", "at_risk")))
     execute("INSERT INTO crm.email_suppressions (user_id, template) VALUES ('bob', 'win_back')")

@@ -1,7 +1,7 @@
 -- What is odd of the tables $1, a JSON list of {name, columns: {name: type}, keys: [[names]],
--- checks: [names]}: a policy
--- that hides rows from this role, what runs when a row is written, columns of other types, columns
--- and rules that are not ours. `kind` says which of these a row tells.
+-- checks: [names]}: a policy that hides rows from this role, what runs when a row is written, columns
+-- that are missing, generated or of other types, keys that are missing, columns and rules that are not
+-- ours. `kind` says which of these a row tells.
 WITH asked AS (
     SELECT t.oid, a.name, a.columns, a.keys, a.checks
     FROM jsonb_to_recordset($1::jsonb) AS a (name text, columns jsonb, keys jsonb, checks jsonb)

@@ -16,6 +16,7 @@ FROM (
             OR etl.shard_of(o.user_id, current_setting('searchflow.shards')::int)
             = current_setting('searchflow.shard')::int
         )
+        -- As in email_mails.sql, which decisions go by.
         AND NOT EXISTS (
             SELECT
             FROM crm.email_queue AS n
