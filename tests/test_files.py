@@ -49,6 +49,19 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a link to somebody else")
+def test_a_strangers_link_is_not_followed(tmp_path: Path) -> None:
+    link, path = tmp_path / "link", tmp_path / "page"
+    path.write_text("old")
+    link.symlink_to(path)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+
+    with pytest.raises(PermissionError), files.replacing(str(link), 0o600) as file:
+        file.write(b"new")
+
+    assert path.read_text() == "old"
+
+
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
 def replacing(name: str, mode: int) -> Iterator[BinaryIO]:
     """Hand out a file to write, which takes the place of `name` when the block ends well.
 
-    A link stays one. A device or a pipe is written to itself: to replace it would take it away.
+    A link of ours stays one. A device or a pipe is written to itself: to replace it would take it
+    away.
 
     Args:
         name: of the file.
         mode: its rights, less the umask.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or is a link that belongs to another user.
     """
-    path = Path(name).resolve()
+    path = Path(name)
+    if path.is_symlink():
+        # In a folder for all, such as /tmp, it may be there to have us write somewhere else.
+        if path.lstat().st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EACCES, "a link that belongs to another user")
+        path = path.resolve()
     is_new = path.is_file() or not path.exists()
     partial = path.with_name(f".{path.name}.{os.getpid()}") if is_new else path
     flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0)
